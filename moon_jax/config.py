@@ -1,0 +1,373 @@
+"""Every setting of a run as frozen dataclasses, and the one door through which a ConfigDict becomes them.
+
+`defaults()` gives the locked `ConfigDict` that the files in `configs/` change and the command line overrides;
+`resolve(config_dict)` turns it into a `Config`, once, and reports every mistake in plain words.
+"""
+
+import dataclasses
+import difflib
+import enum
+import typing
+from typing import Any
+
+import ml_collections
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message names it and says what to do."""
+
+
+class Role(enum.IntEnum):
+    """What a token stands for (paper 3.1): it decides which guided expert the token may visit."""
+
+    PADDING = 0
+    OTHER = 1  # template and separators
+    IMAGE = 2
+    CORE = 3  # a visual token of the core crop
+    TITLE = 4
+    CATEGORY = 5
+    ATTRIBUTE = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """Sizes of the Qwen2.5-VL vision tower, named as in its `vision_config`; the defaults are the 3B model's."""
+
+    depth: int = 32
+    hidden_size: int = 1280
+    intermediate_size: int = 3420
+    num_heads: int = 16
+    in_channels: int = 3
+    patch_size: int = 14
+    spatial_merge_size: int = 2
+    temporal_patch_size: int = 2
+    window_size: int = 112
+    fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in one patch of a still image: channels * patch_size**2 (one frame; the model repeats it)."""
+        return self.in_channels * self.patch_size**2
+
+    @property
+    def merge_unit(self) -> int:
+        """Patches that the merger folds into one visual token."""
+        return self.spatial_merge_size**2
+
+    @property
+    def window(self) -> int:
+        """Side of an attention window in merged tokens: window_size // merge // patch, as transformers floors it."""
+        return self.window_size // self.spatial_merge_size // self.patch_size
+
+    @property
+    def window_patches(self) -> int:
+        """Patches in a full window: the chunk within which windowed blocks attend."""
+        return self.window**2 * self.merge_unit
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Sizes of the Qwen2.5 language model, named as in its config; the defaults are the 3B model's."""
+
+    vocab_size: int = 151936
+    hidden_size: int = 2048
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 36
+    num_attention_heads: int = 16
+    num_key_value_heads: int = 2
+    head_dim: int = 128
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    mrope_section: tuple[int, ...] = (16, 24, 24)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The backbone. `dtype` is the compute type ("float32" or "bfloat16"); parameters are float32 in training."""
+
+    vision: VisionConfig = VisionConfig()
+    text: TextConfig = TextConfig()
+    attention: str = "causal"  # [ours] as in the generative model; or "bidirectional"
+    attention_impl: str = "xla"
+    dtype: str = "float32"
+    remat: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class MoEConfig:
+    """The guided mixture of experts (paper 3.1); `experts = 0` keeps the plain FFN (the no_moe ablation).
+
+    Capacities are a choice of training: evaluation and embedding are always dropless.
+    """
+
+    experts: int = 8
+    top_k: int = 2
+    strategy: str = "slots"
+    capacity_factor: float = 0.0  # places of a general expert over its even share of tokens; 0 = dropless
+    guided_capacity: float = 0.0  # places of a guided expert as a share of all tokens; 0 = dropless
+    gate: str = "softmax_active"  # [ours] weights sum to 1; "softmax_all" is the paper's wording
+    guided: str = "add"  # a category token visits the category expert too; "exclusive": only that one
+    balance_loss: float = 0.0
+    z_loss: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """The contrastive loss (paper 3.2)."""
+
+    temperature: float = 0.05
+    ring_batches: int = 2  # k: past global batches whose positives and hard negatives stay as negatives
+    mask_false_negatives: bool = True
+    group_size: int = 0  # > 0: negatives only from the query's own group of this many triplets (no_neg ablation)
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """[ours] What stands around and between the segments of a document; all of it has the role OTHER."""
+
+    prefix: str = ""
+    separator: str = "\n"
+    suffix: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where records come from and how they become documents, pixels and packed batches."""
+
+    path: str = ""  # folder or file; for format "catalogue", empty draws one in the work folder
+    format: str = "jsonl"  # "jsonl" | "mbe" | "catalogue"
+    parts: tuple[str, ...] = ()  # names of the sets in the folder, e.g. ("grocery", "luma"); () = all that are there
+    catalogue_products: int = 2000  # size of the drawn catalogue
+    mbe_keys: tuple[tuple[str, str], ...] = ()  # (our name, their key) pairs that override the guessed MBE key map
+    tokenizer: str = ""  # a Hugging Face tokenizer folder; empty trains a small BPE on the training texts
+    unseen_share: float = 0.2  # share of the products (by hash of their id) that training never sees
+    crop: bool = True  # feed the core crop beside the whole picture (paper 3.1); False = the no_crop ablation
+    crop_margin: float = 0.05  # of the box's width and height, added on every side
+    images_per_item: int = 1
+    min_pixels: int = 56 * 56
+    max_pixels: int = 448 * 448
+    augment: bool = False  # random crop, flip and light changes of the training pictures, a function of (seed, step)
+    description: bool = False  # append an item's description to its title
+    title_tokens: int = 96  # longer segments are cut, and counted
+    category_tokens: int = 48
+    attribute_tokens: int = 96
+    aspect_dropout: float = 0.5  # share of triplets whose category and attribute texts are left out
+    aspect_only: float = 0.05  # share of triplets whose positive is category and attribute texts only
+    modality_mix: tuple[int, int, int] = (12, 3, 2)  # query: image, text, image + text (paper 5.1)
+    row_tokens: int = 0  # tokens of a packed row; 0 = the longest possible document
+    rows: int = 0  # rows of a batch shard; 0 = enough for every possible batch
+    workers: int = 0  # processes that prepare batches; 0 = threads of this process
+    prefetch: int = 2  # batches prepared ahead
+    on_error: str = "raise"  # "raise" | "skip": what a missing or broken picture or record does
+    max_skipped_share: float = 0.01  # more than this share skipped stops the run
+    prompt: PromptConfig = PromptConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis; one axis may be -1: all the devices that the others leave."""
+
+    data: int = -1
+    fsdp: int = 1
+    expert: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The loop and the optimizer: AdamW, warm-up, cosine (paper 5.1)."""
+
+    steps: int = 1000
+    seed: int = 0
+    batch_size: int = 32  # triplets per step, over all devices
+    lr: float = 1e-5
+    warmup_ratio: float = 0.05
+    weight_decay: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.98
+    clip_norm: float = 1.0
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation during training and at its end."""
+
+    every: int = 500  # steps; 0 = only at the end
+    ks: tuple[int, ...] = (1, 5, 10)
+    batch_documents: int = 64  # documents per shard and forward pass
+    max_queries: int = 2000  # per set and during training; the end evaluates all
+    metric: str = "unseen/image/R@1"  # chooses the best checkpoint
+    color_histogram: bool = False  # score the colour-histogram baseline beside the model
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """All of a run."""
+
+    name: str = "moon"
+    model: ModelConfig = ModelConfig()
+    moe: MoEConfig = MoEConfig()
+    loss: LossConfig = LossConfig()
+    data: DataConfig = DataConfig()
+    mesh: MeshConfig = MeshConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+def _to_dict(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return value
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Returns the config as nested plain dicts (tuples stay tuples)."""
+    return _to_dict(config)
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """Returns the default config as a locked ConfigDict: the start of every file in `configs/`."""
+    return ml_collections.ConfigDict(to_dict(Config())).lock()
+
+
+def _build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
+    if not isinstance(values, typing.Mapping):
+        problems.append(f"config.{path} must be a group of settings, got {values!r}")
+        return cls()
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    out = {}
+    for key, value in values.items():
+        name = f"{path}.{key}" if path else key
+        if key not in fields:
+            close = difflib.get_close_matches(key, fields, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(fields)}"
+            problems.append(f"config.{name} does not exist{hint}")
+        elif dataclasses.is_dataclass(hints[key]):
+            out[key] = _build(hints[key], value, name, problems)
+        else:
+            out[key] = _coerce(value, hints[key], name, problems)
+    return cls(**out)
+
+
+def _coerce(value: Any, hint: Any, name: str, problems: list[str]) -> Any:
+    origin = typing.get_origin(hint)
+    if origin is tuple:
+        inner = typing.get_args(hint)
+        if not isinstance(value, (tuple, list)):
+            problems.append(f"config.{name} must be a tuple, got {value!r}")
+            return ()
+        if inner[-1] is not Ellipsis and len(inner) != len(value):
+            problems.append(f"config.{name} must have {len(inner)} entries, got {value!r}")
+            return tuple(value)
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
+        return tuple(_coerce(v, k, f"{name}[{i}]", problems) for i, (v, k) in enumerate(zip(value, kinds, strict=True)))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        problems.append(f"config.{name} must be {hint.__name__}, got {value!r}")
+    return value
+
+
+def resolve(config_dict: ml_collections.ConfigDict | typing.Mapping[str, Any]) -> Config:
+    """Returns the `Config` of a ConfigDict (or plain nested dict); every mistake in it is named in one ConfigError."""
+    if isinstance(config_dict, ml_collections.ConfigDict):
+        config_dict = config_dict.to_dict()
+    problems: list[str] = []
+    config = _build(Config, config_dict, "", problems)
+    if not problems:
+        problems = _check(config)
+    if problems:
+        raise ConfigError("the config cannot be used:\n" + "\n".join(f"  - {p}" for p in problems))
+    return config
+
+
+def _check(c: Config) -> list[str]:
+    """Returns what is wrong with values that have the right types but cannot work together."""
+    text, vision, moe, loss, data, train = c.model.text, c.model.vision, c.moe, c.loss, c.data, c.train
+    choices = [
+        ("model.attention", c.model.attention, ("causal", "bidirectional")),
+        ("model.attention_impl", c.model.attention_impl, ("xla",)),
+        ("model.dtype", c.model.dtype, ("float32", "bfloat16")),
+        ("moe.gate", moe.gate, ("softmax_active", "softmax_all")),
+        ("moe.guided", moe.guided, ("add", "exclusive")),
+        ("data.format", data.format, ("jsonl", "mbe", "catalogue")),
+        ("data.on_error", data.on_error, ("raise", "skip")),
+    ]
+    problems = [f"config.{k} is {v!r}; it must be one of {', '.join(o)}" for k, v, o in choices if v not in o]
+
+    def need(ok: bool, message: str) -> None:
+        if not ok:
+            problems.append(message)
+
+    positive = {
+        "train.steps": train.steps, "train.batch_size": train.batch_size, "train.log_every": train.log_every,
+        "train.checkpoint_every": train.checkpoint_every, "train.keep_checkpoints": train.keep_checkpoints,
+        "train.lr": train.lr, "train.clip_norm": train.clip_norm, "loss.temperature": loss.temperature,
+        "data.images_per_item": data.images_per_item, "data.title_tokens": data.title_tokens,
+        "data.prefetch": data.prefetch, "eval.batch_documents": c.eval.batch_documents,
+        "data.min_pixels": data.min_pixels, "model.text.num_hidden_layers": text.num_hidden_layers,
+        "model.vision.depth": vision.depth, "model.text.vocab_size": text.vocab_size,
+    }  # fmt: skip
+    problems += [f"config.{k} must be positive, got {v}" for k, v in positive.items() if v <= 0]
+    not_negative = {
+        "loss.ring_batches": loss.ring_batches, "loss.group_size": loss.group_size, "moe.experts": moe.experts,
+        "moe.capacity_factor": moe.capacity_factor, "moe.guided_capacity": moe.guided_capacity, "data.workers": data.workers, "eval.every": c.eval.every,
+        "data.crop_margin": data.crop_margin, "data.row_tokens": data.row_tokens, "data.rows": data.rows,
+    }  # fmt: skip
+    problems += [f"config.{k} must not be negative, got {v}" for k, v in not_negative.items() if v < 0]
+    shares = {
+        "train.warmup_ratio": train.warmup_ratio, "data.unseen_share": data.unseen_share,
+        "data.aspect_dropout": data.aspect_dropout, "data.aspect_only": data.aspect_only,
+        "data.max_skipped_share": data.max_skipped_share,
+    }  # fmt: skip
+    problems += [f"config.{k} is a share and must lie in 0..1, got {v}" for k, v in shares.items() if not 0 <= v <= 1]
+    if problems:
+        return problems
+
+    need(
+        2 * sum(text.mrope_section) == text.head_dim,
+        f"config.model.text.mrope_section {text.mrope_section} must sum to head_dim / 2 = {text.head_dim / 2:g}",
+    )
+    need(
+        text.num_attention_heads % text.num_key_value_heads == 0,
+        "config.model.text.num_attention_heads must be a multiple of num_key_value_heads",
+    )
+    need(
+        vision.hidden_size % (4 * vision.num_heads) == 0,
+        "config.model.vision.hidden_size must be a multiple of 4 * num_heads (2-D rotary embedding)",
+    )
+    need(vision.window >= 1, "config.model.vision.window_size is smaller than one merged token")
+    need(
+        all(0 <= i < vision.depth for i in vision.fullatt_block_indexes),
+        f"config.model.vision.fullatt_block_indexes must lie in 0..{vision.depth - 1}",
+    )
+    if moe.experts:
+        need(moe.experts >= 3, f"config.moe.experts is {moe.experts}: one is for category and one for attribute tokens")
+        need(
+            1 <= moe.top_k <= moe.experts - 2,
+            f"config.moe.top_k is {moe.top_k}; it must lie in 1..experts - 2 = {moe.experts - 2}",
+        )
+    factor = vision.patch_size * vision.spatial_merge_size
+    need(
+        data.min_pixels <= data.max_pixels and data.max_pixels >= factor**2,
+        f"config.data.max_pixels must be at least min_pixels and one merged token ({factor}x{factor})",
+    )
+    need(
+        not (loss.group_size and loss.ring_batches),
+        "config.loss.group_size > 0 needs config.loss.ring_batches = 0 (negatives stay within the group)",
+    )
+    need(
+        not loss.group_size or train.batch_size % loss.group_size == 0,
+        f"config.train.batch_size {train.batch_size} must be a multiple of config.loss.group_size {loss.group_size}",
+    )
+    need(sum(data.modality_mix) > 0 and min(data.modality_mix) >= 0, "config.data.modality_mix needs a positive entry")
+    return problems

@@ -1,0 +1,81 @@
+"""MOON: documents of pictures and text -> unit vectors (paper 3.1)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from moon_jax.config import ModelConfig, MoEConfig
+from moon_jax.models.text import TextModel
+from moon_jax.models.vision import VisionTower
+from moon_jax.parallel.mesh import partition_spec
+
+
+class Moon(nnx.Module):
+    """Vision tower and language model; `embed` pools the last hidden states of every document of a batch shard."""
+
+    def __init__(self, config: ModelConfig, moe: MoEConfig, rngs: nnx.Rngs):
+        self.vision = VisionTower(config, rngs)
+        self.text = TextModel(config, moe, rngs)
+
+    def hidden(self, batch: Mapping[str, Array]) -> tuple[Float[Array, "r s d"], Any]:
+        """Returns the last hidden states [R, S, D] of one batch shard and the router statistics [layers, ...]."""
+        visual = self.vision(batch["patches"], batch["patch_picture"], batch["patch_window"], batch["patch_positions"])
+        return self.text(
+            batch["tokens"], visual, batch["image_slots"], batch["segment_ids"], batch["positions"], batch["roles"]
+        )
+
+    def embed(self, batch: Mapping[str, Array], documents: int) -> tuple[Float[Array, "e d"], Any]:
+        """Returns float32 unit vectors [E, D] of the shard's documents (zeros for absent ones) and router statistics.
+
+        Args:
+            batch: one shard of a packed batch (the fields of data/packing.py without their shard axis).
+            documents: E, the shard's places for documents.
+        """
+        hidden, stats = self.hidden(batch)
+        document = jnp.take_along_axis(batch["document_of_segment"], batch["segment_ids"], axis=1)
+        return normalize(mean_pool(hidden, document, documents)), stats
+
+
+def mean_pool(hidden: Float[Array, "r s d"], document: Int[Array, "r s"], documents: int) -> Float[Array, "e d"]:
+    """Returns the float32 mean of each document's hidden states; zeros for a document without tokens.
+
+    A one-hot product: on accelerators it is one matrix product, and on CPU too it beats a segment sum.
+
+    Args:
+        hidden: last hidden states.
+        document: index of each token's document, -1 = padding.
+        documents: E.
+    """
+    one_hot = jax.nn.one_hot(document, documents, dtype=jnp.float32)
+    total = jnp.einsum("rse,rsd->ed", one_hot, hidden.astype(jnp.float32), precision=lax.Precision.HIGHEST)
+    return total / jnp.maximum(one_hot.sum((0, 1)), 1.0)[:, None]
+
+
+def normalize(x: Float[Array, "e d"]) -> Float[Array, "e d"]:
+    """Returns x / |x|; a zero row stays zero, with a zero gradient."""
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * lax.rsqrt(jnp.where(square > 0, square, 1.0))
+
+
+def build(config: ModelConfig, moe: MoEConfig, key: jax.Array) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """Returns (graphdef, params): the structure of the model and its freshly drawn parameters as nested dicts.
+
+    `nnx.merge(graphdef, params)` gives the model back, from whole arrays or, inside the shard_map, from local shards.
+    """
+    graphdef, state = nnx.split(Moon(config, moe, nnx.Rngs(params=key)))
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def abstract(config: ModelConfig, moe: MoEConfig) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
+    """Returns (graphdef, shapes, specs) without allocating: ShapeDtypeStructs and PartitionSpecs of every parameter."""
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: Moon(config, moe, nnx.Rngs(params=0))))
+    is_param = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
+    specs = jax.tree.map(
+        lambda p: p.replace(partition_spec(p.get_metadata("axes"), len(p.shape))), state, is_leaf=is_param
+    )
+    return graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(specs)

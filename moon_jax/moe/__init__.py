@@ -1,0 +1,1 @@
+"""The guided mixture of experts: routing, dispatch, layer."""

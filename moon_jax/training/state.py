@@ -1,0 +1,139 @@
+"""The train state, and the three jitted functions of a run: init, train_step, embed.
+
+The forward and the loss run inside ONE shard_map over all mesh axes; the optimizer and the ring update are ordinary
+jitted code around it, where Explicit axes keep every sharding.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from moon_jax.config import Config, ConfigError
+from moon_jax.contrastive import ring as rings
+from moon_jax.contrastive.loss import Triplets, info_nce
+from moon_jax.models import moon
+from moon_jax.moe.layer import router_losses
+from moon_jax.parallel.mesh import BATCH_AXES, BATCH_SPEC, batch_shards, check_divisible, shardings
+from moon_jax.training.optim import optimizer, schedule
+
+
+class TrainState(NamedTuple):
+    """Everything that a step changes; donated to the step, written to the checkpoint."""
+
+    step: Array  # int32, steps done
+    params: Any  # nested dict of float32 arrays
+    opt_state: Any
+    ring: rings.Ring | None  # None for k = 0
+
+
+class Trainer:
+    """The jitted functions for one config and mesh: `init(key)`, `train_step(state, batch)`, `embed(params, batch)`.
+
+    Attributes:
+        shapes: ShapeDtypeStructs of the parameters, nested dicts.
+        specs: their PartitionSpecs.
+        state_specs: PartitionSpecs of a whole TrainState.
+    """
+
+    def __init__(self, config: Config, mesh: Mesh):
+        """Checks that config and mesh fit; compiles nothing.
+
+        Raises:
+            ConfigError: a parameter or the batch does not divide over the mesh.
+        """
+        self.config, self.mesh = config, mesh
+        self.graphdef, self.shapes, self.specs = moon.abstract(config.model, config.moe)
+        check_divisible(self.shapes, self.specs, mesh)
+        shards = batch_shards(mesh)
+        if config.train.batch_size % shards:
+            raise ConfigError(
+                f"config.train.batch_size {config.train.batch_size} does not divide by the {shards} batch shards "
+                f"of the mesh (data x fsdp x expert)"
+            )
+        self.optimizer = optimizer(config.train)
+        self.state_specs = self._state_specs()
+
+    def _state_specs(self) -> TrainState:
+        opt_shapes = jax.eval_shape(self.optimizer.init, self.shapes)
+        opt_specs = optax.tree_map_params(
+            self.optimizer, lambda _, spec: spec, opt_shapes, self.specs, transform_non_params=lambda _: P()
+        )
+        ring = rings.SPECS if self.config.loss.ring_batches else None
+        return TrainState(P(), self.specs, opt_specs, ring)
+
+    def abstract_state(self) -> TrainState:
+        """Returns the state's ShapeDtypeStructs with their shardings, for restoring and for lowering."""
+        shapes = jax.eval_shape(self._init, jax.random.key(0))
+        return jax.tree.map(
+            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+            shapes,
+            shardings(self.state_specs, self.mesh),
+        )
+
+    def _init(self, key: jax.Array) -> TrainState:
+        config = self.config
+        params = moon.build(config.model, config.moe, key)[1]
+        ring = None
+        if config.loss.ring_batches:
+            ring = rings.empty(config.loss.ring_batches, config.train.batch_size, config.model.text.hidden_size)
+        return TrainState(jnp.int32(0), params, self.optimizer.init(params), ring)
+
+    def init(self, seed: int) -> TrainState:
+        """Returns a fresh state, drawn in place: no device ever holds more than its shards."""
+        with jax.set_mesh(self.mesh):
+            return jax.jit(self._init, out_shardings=shardings(self.state_specs, self.mesh))(jax.random.key(seed))
+
+    def train_step(self, documents: int) -> Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, dict]]:
+        """Returns the jitted, donating step for batches with `documents` places per shard."""
+        return jax.jit(functools.partial(self._train_step, documents), donate_argnums=0)
+
+    def _train_step(self, documents: int, state: TrainState, batch: Mapping[str, Array]):
+        loss_fn = jax.shard_map(
+            functools.partial(self._loss, documents),
+            mesh=self.mesh,
+            in_specs=(self.specs, BATCH_SPEC, self.state_specs.ring),
+            out_specs=(P(), (P(), P(None, BATCH_AXES), P(None, BATCH_AXES))),
+        )
+        (loss, (metrics, entries, products)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, dict(batch), state.ring
+        )
+        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
+        ring = state.ring and rings.push(state.ring, entries, products)
+        metrics |= {
+            "loss": loss,
+            "grad_norm": optax.global_norm(gradients),
+            "lr": schedule(self.config.train)(state.step),
+        }
+        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, ring), metrics
+
+    def _loss(self, documents: int, params: Any, batch: Mapping[str, Array], ring: rings.Ring | None):
+        batch = {name: array[0] for name, array in batch.items()}  # the shard axis, of length 1 in here
+        embeddings, stats = nnx.merge(self.graphdef, params).embed(batch, documents)
+        parts = [embeddings[batch[name]] for name in ("query", "positive", "negative")]
+        triplets = Triplets(*parts, batch["positive_product"], batch["negative_product"])
+        loss, metrics = info_nce(triplets, ring, self.config.loss)
+        if stats is not None:
+            auxiliary, health = router_losses(stats, self.config.moe)
+            loss, metrics = loss + auxiliary, metrics | health | {"contrastive_loss": loss}
+        entries = jax.lax.stop_gradient(jnp.stack([triplets.positive, triplets.negative]))
+        return loss, (metrics, entries, jnp.stack([triplets.positive_product, triplets.negative_product]))
+
+    def embed(self, documents: int) -> Callable[[Any, Mapping[str, Array]], Float[Array, "g e d"]]:
+        """Returns the jitted function (params, batch) -> float32 unit vectors [G, E, D]; always dropless."""
+        moe = dataclasses.replace(self.config.moe, capacity_factor=0.0, guided_capacity=0.0)
+        graphdef = moon.abstract(self.config.model, moe)[0]
+
+        def embed(params: Any, batch: Mapping[str, Array]) -> Float[Array, "1 e d"]:
+            batch = {name: array[0] for name, array in batch.items()}
+            return nnx.merge(graphdef, params).embed(batch, documents)[0][None]
+
+        return jax.jit(jax.shard_map(embed, mesh=self.mesh, in_specs=(self.specs, BATCH_SPEC), out_specs=BATCH_SPEC))
