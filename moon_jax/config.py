@@ -151,6 +151,7 @@ class DataConfig:
     images_per_item: int = 1
     min_pixels: int = 56 * 56
     max_pixels: int = 448 * 448
+    max_aspect: float = 16.0  # a longer strip is padded with white to this ratio, or it would set the size of every slot
     augment: bool = False  # random crop, flip and light changes of the training pictures, a function of (seed, step)
     description: bool = False  # append an item's description to its title
     title_tokens: int = 96  # longer segments are cut, and counted
@@ -161,6 +162,7 @@ class DataConfig:
     modality_mix: tuple[int, int, int] = (12, 3, 2)  # query: image, text, image + text (paper 5.1)
     row_tokens: int = 0  # tokens of a packed row; 0 = the longest possible document
     rows: int = 0  # rows of a batch shard; 0 = enough for every possible batch
+    image_slots: int = 0  # picture slots of a batch shard; 0 = enough for every possible batch
     workers: int = 0  # processes that prepare batches; 0 = threads of this process
     prefetch: int = 2  # batches prepared ahead
     on_error: str = "raise"  # "raise" | "skip": what a missing or broken picture or record does
@@ -320,8 +322,10 @@ def _check(c: Config) -> list[str]:
     problems += [f"config.{k} must be positive, got {v}" for k, v in positive.items() if v <= 0]
     not_negative = {
         "loss.ring_batches": loss.ring_batches, "loss.group_size": loss.group_size, "moe.experts": moe.experts,
-        "moe.capacity_factor": moe.capacity_factor, "moe.guided_capacity": moe.guided_capacity, "data.workers": data.workers, "eval.every": c.eval.every,
+        "moe.capacity_factor": moe.capacity_factor, "moe.guided_capacity": moe.guided_capacity,
+        "data.workers": data.workers, "eval.every": c.eval.every,
         "data.crop_margin": data.crop_margin, "data.row_tokens": data.row_tokens, "data.rows": data.rows,
+        "data.image_slots": data.image_slots,
     }  # fmt: skip
     problems += [f"config.{k} must not be negative, got {v}" for k, v in not_negative.items() if v < 0]
     shares = {
@@ -361,6 +365,8 @@ def _check(c: Config) -> list[str]:
         data.min_pixels <= data.max_pixels and data.max_pixels >= factor**2,
         f"config.data.max_pixels must be at least min_pixels and one merged token ({factor}x{factor})",
     )
+    need(bool(c.eval.ks) and min(c.eval.ks, default=0) > 0, f"config.eval.ks {c.eval.ks} must list positive ranks")
+    need(1 <= data.max_aspect <= 200, f"config.data.max_aspect is {data.max_aspect:g}; it must lie in 1..200")
     need(
         not (loss.group_size and loss.ring_batches),
         "config.loss.group_size > 0 needs config.loss.ring_batches = 0 (negatives stay within the group)",

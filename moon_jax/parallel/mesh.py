@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from moon_jax.config import ConfigError, MeshConfig
@@ -51,20 +51,32 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         ConfigError: the axes do not multiply to the number of devices, or more than one is -1.
     """
     devices = list(jax.devices() if devices is None else devices)
-    shape = {name: getattr(config, name) for name in AXES}
-    text = " x ".join(f"{name}={size}" for name, size in shape.items())
-    free = [name for name, size in shape.items() if size == -1]
-    fixed = math.prod(size for size in shape.values() if size != -1)
-    if len(free) > 1 or any(size < 1 and size != -1 for size in shape.values()):
-        raise ConfigError(f"config.mesh {text}: sizes are positive, and at most one axis may be -1 (= what is left)")
-    if free and len(devices) % fixed == 0:
-        shape[free[0]] = len(devices) // fixed
+    shape = _shape(config, len(devices))
     if math.prod(shape.values()) != len(devices):
+        text = " x ".join(f"{name}={size}" for name, size in shape.items())
         raise ConfigError(f"config.mesh {text} does not multiply to the {len(devices)} devices that are here")
     return jax.make_mesh(tuple(shape.values()), AXES, axis_types=(AxisType.Explicit,) * 4, devices=devices)
 
 
-def batch_shards(mesh: Mesh) -> int:
+def abstract_mesh(config: MeshConfig) -> AbstractMesh:
+    """Returns the mesh without devices, for planning; an axis of -1 takes what the devices that are here leave."""
+    shape = _shape(config, len(jax.devices()))
+    return AbstractMesh(tuple(shape.values()), AXES, axis_types=(AxisType.Explicit,) * 4)
+
+
+def _shape(config: MeshConfig, devices: int) -> dict[str, int]:
+    """Returns the sizes of the axes, with what is left in place of -1 (at least 1)."""
+    shape = {name: getattr(config, name) for name in AXES}
+    free = [name for name, size in shape.items() if size == -1]
+    if len(free) > 1 or any(size < 1 and size != -1 for size in shape.values()):
+        text = " x ".join(f"{name}={size}" for name, size in shape.items())
+        raise ConfigError(f"config.mesh {text}: sizes are positive, and at most one axis may be -1 (= what is left)")
+    for name in free:
+        shape[name] = max(devices // math.prod(size for size in shape.values() if size != -1), 1)
+    return shape
+
+
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Returns G, the number of batch shards: the leading axis of every host array."""
     return math.prod(mesh.shape[name] for name in BATCH_AXES)
 
@@ -88,7 +100,7 @@ def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Ar
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
 
-def check_divisible(shapes: Any, specs: Any, mesh: Mesh) -> None:
+def check_divisible(shapes: Any, specs: Any, mesh: Mesh | AbstractMesh) -> None:
     """Checks that every sharded dimension divides by its mesh axis, before anything is compiled.
 
     Args:
@@ -119,6 +131,6 @@ def is_spec(x: Any) -> bool:
     return isinstance(x, P)
 
 
-def shardings(specs: Any, mesh: Mesh) -> Any:
+def shardings(specs: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Returns the tree of NamedShardings for a tree of PartitionSpecs."""
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=is_spec)

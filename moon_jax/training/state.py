@@ -1,10 +1,9 @@
-"""The train state, and the three jitted functions of a run: init, train_step, embed.
+"""The train state, and the jitted functions that make and change it.
 
 The forward and the loss run inside ONE shard_map over all mesh axes; the optimizer and the ring update are ordinary
 jitted code around it, where Explicit axes keep every sharding.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from moon_jax.config import Config, ConfigError
 from moon_jax.contrastive import ring as rings
@@ -36,7 +35,7 @@ class TrainState(NamedTuple):
 
 
 class Trainer:
-    """The jitted functions for one config and mesh: `init(key)`, `train_step(state, batch)`, `embed(params, batch)`.
+    """The jitted functions for one config and mesh: `init(seed)` and `train_step(documents)`.
 
     Attributes:
         shapes: ShapeDtypeStructs of the parameters, nested dicts.
@@ -44,7 +43,7 @@ class Trainer:
         state_specs: PartitionSpecs of a whole TrainState.
     """
 
-    def __init__(self, config: Config, mesh: Mesh):
+    def __init__(self, config: Config, mesh: Mesh | AbstractMesh):
         """Checks that config and mesh fit; compiles nothing.
 
         Raises:
@@ -126,14 +125,3 @@ class Trainer:
             loss, metrics = loss + auxiliary, metrics | health | {"contrastive_loss": loss}
         entries = jax.lax.stop_gradient(jnp.stack([triplets.positive, triplets.negative]))
         return loss, (metrics, entries, jnp.stack([triplets.positive_product, triplets.negative_product]))
-
-    def embed(self, documents: int) -> Callable[[Any, Mapping[str, Array]], Float[Array, "g e d"]]:
-        """Returns the jitted function (params, batch) -> float32 unit vectors [G, E, D]; always dropless."""
-        moe = dataclasses.replace(self.config.moe, capacity_factor=0.0, guided_capacity=0.0)
-        graphdef = moon.abstract(self.config.model, moe)[0]
-
-        def embed(params: Any, batch: Mapping[str, Array]) -> Float[Array, "1 e d"]:
-            batch = {name: array[0] for name, array in batch.items()}
-            return nnx.merge(graphdef, params).embed(batch, documents)[0][None]
-
-        return jax.jit(jax.shard_map(embed, mesh=self.mesh, in_specs=(self.specs, BATCH_SPEC), out_specs=BATCH_SPEC))

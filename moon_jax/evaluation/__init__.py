@@ -1,0 +1,1 @@
+"""Retrieval tasks, metrics and baselines over saved embeddings."""
