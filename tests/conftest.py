@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, and jaxtyping's run-time checks, before anything imports jax."""
 
+import importlib.util
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -17,12 +18,34 @@ import jax  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
+ROOT = pathlib.Path(__file__).parents[1]
+DATA = pathlib.Path(os.environ.get("MOON_DATA", ROOT / "../shared/data")).resolve()
+HAS_DATA = (DATA / "items.jsonl").exists()
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+
 
 @pytest.fixture(scope="session")
 def moon_data() -> pathlib.Path:
     """The folder of real product data (MOON_DATA, default ../shared/data beside the checkout)."""
-    root = pathlib.Path(__file__).parents[1]
-    folder = pathlib.Path(os.environ.get("MOON_DATA", root / "../shared/data")).resolve()
-    if not (folder / "items.jsonl").exists():
-        pytest.skip(f"the real product data is not there: no items.jsonl in {folder} (set MOON_DATA)")
-    return folder
+    if not HAS_DATA:
+        pytest.skip(f"the real product data is not there: no items.jsonl in {DATA} (set MOON_DATA)")
+    return DATA
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("torch") and not HAS_TORCH:
+            item.add_marker(pytest.mark.skip(reason="torch is not installed: pip install -e '.[torch]'"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A skip counts as a failure unless the folder or package that the test needs is really absent."""
+    report = yield
+    excused = ("moon_data" in item.fixturenames and not HAS_DATA) or (
+        item.get_closest_marker("torch") is not None and not HAS_TORCH
+    )
+    if report.skipped and not hasattr(report, "wasxfail") and not excused:
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} skipped although what it needs is here: {report.longrepr}"
+    return report

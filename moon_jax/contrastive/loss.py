@@ -61,11 +61,10 @@ def info_nce(
 
     own = lax.axis_index(BATCH_AXES) * local + jnp.arange(local)  # the column of each query's own positive
     is_own = own[:, None] == jnp.arange(len(products))
-    keep = valid & ~is_own
+    groups = jnp.arange(len(products)) % batch // (config.group_size or batch)
+    keep = valid & ~is_own & (groups[own][:, None] == groups)
     if config.mask_false_negatives:
-        keep &= survivors(products, valid, triplets.positive_product, triplets.negative_product, own + batch)
-    if config.group_size:
-        keep &= (own // config.group_size)[:, None] == (jnp.arange(len(products)) % batch) // config.group_size
+        keep &= survivors(products, groups, valid, triplets.positive_product, triplets.negative_product, own + batch)
 
     scores = jnp.matmul(triplets.query, candidates.T, precision=lax.Precision.HIGHEST) / config.temperature
     own_score = jnp.take_along_axis(scores, own[:, None], axis=1)[:, 0]
@@ -86,6 +85,7 @@ def info_nce(
 
 def survivors(
     products: Int[Array, " c"],
+    groups: Int[Array, " c"],
     valid: Bool[Array, " c"],
     positive_product: Int[Array, " b"],
     negative_product: Int[Array, " b"],
@@ -93,11 +93,13 @@ def survivors(
 ) -> Bool[Array, "b c"]:
     """Returns which candidates may be negatives of which query.
 
-    Never those of the query's own positive's product. Of the repeats of a product one survives: the query's own hard
-    negative, else the first in the order of the candidates (current batch, newest ring entry, lowest index).
+    Never those of the query's own positive's product. Of the repeats of a product within a group one survives: the
+    query's own hard negative, else the first in the order of the candidates (current batch, newest ring entry, lowest
+    index).
 
     Args:
         products: product of each candidate.
+        groups: group of each candidate; a query's candidates are those of one group.
         valid: False for empty ring places.
         positive_product: of each query.
         negative_product: of each query's own hard negative.
@@ -105,11 +107,10 @@ def survivors(
     """
     column = jnp.arange(len(products))
     products = jnp.where(valid, products, -1 - column)  # an empty place repeats nothing
-    order = jnp.argsort(products, stable=True)
-    ordered = products[order]
-    first = (
-        jnp.zeros(len(products), bool).at[order].set(jnp.concatenate([jnp.array([True]), ordered[1:] != ordered[:-1]]))
-    )
+    order = jnp.lexsort((products, groups))  # stable
+    ordered = jnp.stack([products, groups])[:, order]
+    new = jnp.concatenate([jnp.array([True]), (ordered[:, 1:] != ordered[:, :-1]).any(axis=0)])
+    first = jnp.zeros(len(products), bool).at[order].set(new)
     repeats_own_negative = products == negative_product[:, None]
     is_own_negative = column == own_negative[:, None]
     return (products != positive_product[:, None]) & (is_own_negative | (first & ~repeats_own_negative))

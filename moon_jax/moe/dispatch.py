@@ -78,17 +78,22 @@ def slots(
     x, ids, weights = (lax.all_gather(t, "expert", tiled=True) for t in (tokens, ids, weights))
     local = experts.gathered(tokens.dtype)
     n, routes, total = local.gate.shape[0], ids.shape[1], x.shape[0]
-    mine = ids.reshape(-1) - lax.axis_index("expert") * n
+    first = lax.axis_index("expert") * n
+    mine = ids.reshape(-1) - first
     mine = jnp.where((mine >= 0) & (mine < n), mine, n)
     order = jnp.argsort(mine, stable=True)
     sizes = jnp.bincount(mine, length=n + 1)[:n]
     starts = jnp.cumsum(sizes) - sizes
+    capacity = _capacity(total, config)
+    kept = jnp.minimum(sizes, jnp.asarray(capacity)[first + jnp.arange(n)])
+    # local number i is another expert on every shard of `expert`: the program has places for the largest of them
+    most = capacity.reshape(-1, n).max(axis=0)
 
     out = jnp.zeros(x.shape, jnp.float32)
-    dropped = jnp.int32(0)
-    for members, places in _places(n, total, config):
+    for places in np.unique(most):
+        members = np.flatnonzero(most == places)
         at = starts[members, None] + jnp.arange(places)
-        filled = jnp.arange(places) < sizes[members, None]
+        filled = jnp.arange(places) < kept[members, None]
         route = order[jnp.minimum(at, total * routes - 1)]
         token = route // routes
         taken = jnp.where(filled[..., None], x[token], 0)
@@ -97,22 +102,17 @@ def slots(
         y = einsum(jax.nn.silu(einsum(taken, gate)) * einsum(taken, up), down).astype(jnp.float32)
         y = y * jnp.where(filled, weights.reshape(-1)[route], 0.0)[..., None]
         out = out.at[token.reshape(-1)].add(y.reshape(-1, x.shape[1]))
-        dropped += jnp.maximum(sizes[members] - places, 0).sum()
-    return lax.psum_scatter(out, "expert", scatter_dimension=0, tiled=True), dropped
+    return lax.psum_scatter(out, "expert", scatter_dimension=0, tiled=True), (sizes - kept).sum()
 
 
-def _places(n: int, total: int, config: MoEConfig) -> list[tuple[np.ndarray, int]]:
-    """Returns groups (local expert numbers, places each) of equal size, the same on every shard of `expert`.
-
-    A local number is given the small guided capacity only if it is a guided expert on every shard.
-    """
-    general = max(config.experts - 2, 1)
-    wide = math.ceil(config.capacity_factor * total * config.top_k / general) if config.capacity_factor else total
-    small = math.ceil(config.guided_capacity * total) if config.guided_capacity else total
-    numbers = np.arange(config.experts).reshape(-1, n)
-    guided = np.isin(numbers, [CATEGORY_EXPERT, attribute_expert(config.experts)]).all(axis=0)
-    groups = [(np.flatnonzero(~guided), min(wide, total)), (np.flatnonzero(guided), min(small, total))]
-    return [(members, places) for members, places in groups if len(members)]
+def _capacity(total: int, config: MoEConfig) -> np.ndarray:
+    """Returns how many of the `total` tokens of an expert group each expert takes, int [experts]; 0 = dropless = all."""
+    general = math.ceil(config.capacity_factor * total * config.top_k / (config.experts - 2)) or total
+    capacity = np.full(config.experts, min(general, total))
+    capacity[[CATEGORY_EXPERT, attribute_expert(config.experts)]] = min(
+        math.ceil(config.guided_capacity * total) or total, total
+    )
+    return capacity
 
 
 STRATEGIES: dict[str, Strategy] = {"dense": dense, "slots": slots}

@@ -1,0 +1,1 @@
+"""From records to packed batches; numpy and Pillow, no jax."""

@@ -1,0 +1,196 @@
+"""What is embedded once: the pictures and role-marked texts of a query, a listing or a candidate, and its token ids."""
+
+import dataclasses
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from moon_jax.config import DataConfig, Role, VisionConfig
+from moon_jax.data.grids import max_picture_tokens
+from moon_jax.data.records import DataError, ImageRef, Product, Query
+from moon_jax.data.tokenizer import Tokenizer
+
+MODALITIES = ("image", "text", "both")  # of a query, in the order of config.data.modality_mix
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A text whose tokens share a role: TITLE, CATEGORY or ATTRIBUTE."""
+
+    role: Role
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One thing to embed. Texts are untrusted: what looks like a special token in them is plain text."""
+
+    images: tuple[ImageRef, ...] = ()
+    segments: tuple[Segment, ...] = ()
+
+
+@runtime_checkable
+class PictureLike(Protocol):
+    """What a document needs of a loaded picture (`moon_jax.data.images` imports this file, not the reverse)."""
+
+    patches: Float32[np.ndarray, "n patch_dim"]
+    grid: tuple[int, int]  # patches (high, wide)
+    role: Role  # IMAGE or CORE
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedDocument:
+    """A document as token ids; `pictures` in the order of their runs of image tokens."""
+
+    tokens: Int32[np.ndarray, " n"]
+    roles: Int32[np.ndarray, " n"]
+    pictures: tuple[PictureLike, ...]
+    cut_texts: int = 0  # segments that were longer than their limit
+
+
+def has_modality(query: Query, modality: str) -> bool:
+    """Returns whether the query can be asked by "image", "text" or "both"."""
+    if modality not in MODALITIES:
+        raise ValueError(f"a query's modality is one of {', '.join(MODALITIES)}, not {modality!r}")
+    return (modality == "text" or query.image is not None) and (modality == "image" or bool(query.text))
+
+
+def query_document(query: Query, modality: str) -> Document:
+    """Returns the query by "image", "text" or "both"; its text has the role TITLE.
+
+    Raises:
+        DataError: the query lacks that picture or text.
+    """
+    if not has_modality(query, modality):
+        raise DataError(f"the query ({query.text!r}, {query.image}) cannot be asked by {modality!r}")
+    images = (query.image,) if query.image is not None and modality != "text" else ()
+    return Document(images, _segments((Role.TITLE, query.text if modality != "image" else "")))
+
+
+def item_document(
+    product: Product, config: DataConfig, *, aspects: bool = True, title: bool = True, images: bool = True
+) -> Document:
+    """Returns the document of a listing: pictures, title (with description if configured), category, attributes.
+
+    Args:
+        product: the listing; what it lacks is left out.
+        config: `images_per_item` and `description`.
+        aspects: with the category and attribute texts. Leave them out where they are the answer.
+        title: with the title (and the description).
+        images: with the pictures. `title=False, images=False` is the form of candidate texts: aspects only.
+
+    Raises:
+        DataError: nothing is left to embed.
+    """
+    named = f"{product.title}\n{product.description}".strip() if config.description else product.title
+    segments = _segments(
+        (Role.TITLE, named if title else ""),
+        (Role.CATEGORY, category_text(product.category) if aspects else ""),
+        (Role.ATTRIBUTE, attribute_text(product.attributes) if aspects else ""),
+    )
+    document = Document(product.images[: config.images_per_item] if images else (), segments)
+    if not document.images and not document.segments:
+        asked = [name for name, given in (("aspects", aspects), ("title", title), ("images", images)) if given]
+        raise DataError(f"the product {product.id!r} has nothing to embed of {', '.join(asked) or 'nothing'}")
+    return document
+
+
+def aspect_document(text: str, role: Role) -> Document:
+    """Returns a candidate text as a document: `category_text` as Role.CATEGORY, `attribute_text` as Role.ATTRIBUTE."""
+    return Document((), _segments((role, text)))
+
+
+def category_text(category: Sequence[str]) -> str:
+    """Returns "industry > level 1 > ..."."""
+    return " > ".join(category)
+
+
+def attribute_text(attributes: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """Returns "key: value; key: value, value"."""
+    return "; ".join(f"{key}: {', '.join(values)}" for key, values in attributes)
+
+
+def _segments(*texts: tuple[Role, str]) -> tuple[Segment, ...]:
+    return tuple(Segment(role, text) for role, text in texts if text.strip())
+
+
+def _limits(data: DataConfig) -> dict[Role, int]:
+    return {
+        Role.TITLE: data.title_tokens,
+        Role.CATEGORY: data.category_tokens,
+        Role.ATTRIBUTE: data.attribute_tokens,
+    }
+
+
+def encode(
+    document: Document, tokenizer: Tokenizer, pictures: Sequence[PictureLike], data: DataConfig, vision: VisionConfig
+) -> EncodedDocument:
+    """Returns the token ids and roles of a document.
+
+    prefix, then per picture <|vision_start|> <|image_pad|>... <|vision_end|>, then the texts with the separator between
+    them, suffix. One <|image_pad|> stands for a merged token and has the picture's role; everything that is neither a
+    picture nor a text has the role OTHER. Texts are tokenised one by one and cut at their limits.
+
+    Args:
+        document: its `images` are not looked at; `pictures` are what was loaded of them.
+        tokenizer: see `moon_jax.data.tokenizer`.
+        pictures: in order: every original followed by its crop, if it has one.
+        data: prompt and limits.
+        vision: `spatial_merge_size`.
+
+    Raises:
+        DataError: no tokens at all, a segment with a role that no text has, or an image token in the prompt.
+    """
+    limits, prompt = _limits(data), data.prompt
+    ids: list[int] = []
+    roles: list[int] = []
+    cut = 0
+
+    def add(new: list[int], role: Role) -> None:
+        ids.extend(new)
+        roles.extend([int(role)] * len(new))
+
+    def add_template(text: str, name: str) -> None:
+        new = tokenizer.encode_template(text)
+        if tokenizer.image_pad in new:
+            raise DataError(f"config.data.prompt.{name} holds the image token; pictures are put in by themselves")
+        add(new, Role.OTHER)
+
+    add_template(prompt.prefix, "prefix")
+    for picture in pictures:
+        add([tokenizer.vision_start], Role.OTHER)
+        add([tokenizer.image_pad] * (math.prod(picture.grid) // vision.merge_unit), picture.role)
+        add([tokenizer.vision_end], Role.OTHER)
+    for number, segment in enumerate(document.segments):
+        if segment.role not in limits:
+            raise DataError(f"a text has the role {segment.role!r}; it must be TITLE, CATEGORY or ATTRIBUTE")
+        if number:
+            add_template(prompt.separator, "separator")
+        text = tokenizer.encode(segment.text)
+        cut += len(text) > limits[segment.role]
+        add(text[: limits[segment.role]], segment.role)
+    add_template(prompt.suffix, "suffix")
+    if not ids:
+        raise DataError("a document without pictures, texts and prompt has no tokens to embed")
+    return EncodedDocument(np.array(ids, np.int32), np.array(roles, np.int32), tuple(pictures), cut)
+
+
+def max_document_tokens(data: DataConfig, vision: VisionConfig) -> int:
+    """Returns a bound of the tokens of any document that the functions above make: the static length of a row.
+
+    The template is counted by its NFC bytes, of which a byte-level BPE makes at most as many tokens, so that the bound
+    depends on the settings alone and not on the tokenizer.
+    """
+    pictures = data.images_per_item * (2 if data.crop else 1)
+    limits, prompt = _limits(data), data.prompt
+    separators = (len(limits) - 1) * _bytes(prompt.separator)
+    template = _bytes(prompt.prefix) + separators + _bytes(prompt.suffix)
+    return pictures * (2 + max_picture_tokens(data, vision)) + sum(limits.values()) + template
+
+
+def _bytes(text: str) -> int:
+    return len(unicodedata.normalize("NFC", text).encode())

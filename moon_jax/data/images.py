@@ -1,0 +1,206 @@
+"""Picture files of strangers in, patches of Qwen2.5-VL out; Pillow and numpy only."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32
+from PIL import Image, ImageEnhance, ImageOps
+
+from moon_jax.config import DataConfig, Role, VisionConfig
+from moon_jax.data.documents import Document
+from moon_jax.data.grids import smart_resize
+from moon_jax.data.records import Box, DataError, ImageRef
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # Pillow would also run ghostscript on what calls itself EPS
+MAX_SOURCE_PIXELS = 50_000_000  # read from the header: a file of 10 kB can unpack to gigabytes
+MIN_CROP_PX = 2  # a box that covers less than this in the picture is no picture of a product
+
+# CLIP's statistics of the channels, as all Qwen2.5-VL processors have them.
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
+STD = np.array([0.26862954, 0.26130258, 0.27577711])
+SCALE, SHIFT = (1 / (255 * STD)).astype(np.float32), (-MEAN / STD).astype(np.float32)
+
+
+class ImageError(DataError):
+    """A picture that cannot be used; the message names the file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A picture as the vision tower reads it."""
+
+    patches: Float32[np.ndarray, "n patch_dim"]  # (channels, patch, patch) each, block-major (positions.block_major)
+    grid: tuple[int, int]  # patches (high, wide)
+    role: Role  # IMAGE, or CORE for the crop of the product
+
+
+def load(path: str) -> Image.Image:
+    """Returns the picture upright, as RGB: the first frame, alpha composited on white, 16-bit gray scaled to 8.
+
+    Raises:
+      ImageError: no such file, not one of the formats, broken, or too many pixels (found before they are decoded).
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_SOURCE_PIXELS:
+                raise ImageError(f"{path}: {width}x{height} px is more than the limit of {MAX_SOURCE_PIXELS:,} px")
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+            return _to_rgb(upright if upright is not None else image)
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such picture") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        kinds = ", ".join(FORMATS)
+        raise ImageError(f"{path}: cannot be read as a picture ({kinds}): {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit gray: convert() would clip it at 255
+        return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 256).astype(np.uint8)).convert(
+            "RGB"
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def crop(image: Image.Image, box: Box, margin: float) -> Image.Image | None:
+    """Returns the part of an upright picture inside the box, or None where the box holds nothing of it.
+
+    Args:
+      image: any mode.
+      box: x1, y1, x2, y2 in its pixels; what lies outside is cut off.
+      margin: share of the box's width and height that is added on every side.
+    """
+    x1, y1, x2, y2 = _clamp(box, *image.size)
+    if x2 - x1 < MIN_CROP_PX or y2 - y1 < MIN_CROP_PX:
+        return None
+    x1, y1, x2, y2 = box
+    dx, dy = margin * (x2 - x1), margin * (y2 - y1)
+    inside = (
+        max(0, math.floor(x1 - dx)),
+        max(0, math.floor(y1 - dy)),
+        min(image.width, math.ceil(x2 + dx)),
+        min(image.height, math.ceil(y2 + dy)),
+    )
+    return image.crop(inside)
+
+
+def pad_to_aspect(image: Image.Image, max_aspect: float) -> Image.Image:
+    """Returns the picture, a longer strip than `max_aspect` in the middle of a white one of that ratio."""
+    short = math.ceil(max(image.size) / max_aspect)
+    width, height = max(image.width, short), max(image.height, short)
+    if (width, height) == image.size:
+        return image
+    canvas = Image.new("RGB", (width, height), (255, 255, 255))
+    canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+    return canvas
+
+
+def patchify(
+    image: Image.Image, vision: VisionConfig, min_pixels: int, max_pixels: int, role: Role = Role.IMAGE
+) -> Picture:
+    """Returns the patches of an RGB picture, equal to those of transformers' Qwen2VLImageProcessor to 1e-6.
+
+    One frame only: transformers repeats a still picture `temporal_patch_size` times; the model adds its kernel's frames
+    up instead. The uint8 pixels are permuted, then become floats in a single multiply-add.
+
+    Raises:
+      ValueError: the longer side is more than 200 times the shorter one.
+    """
+    p, m = vision.patch_size, vision.spatial_merge_size
+    height, width = smart_resize(image.height, image.width, p * m, min_pixels, max_pixels)
+    if (width, height) != image.size:
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    gh, gw = height // p, width // p
+    pixels = np.asarray(image).reshape(gh // m, m, p, gw // m, m, p, 3).transpose(0, 3, 1, 4, 6, 2, 5)
+    pixels = np.ascontiguousarray(pixels).reshape(gh * gw, 3, p * p)
+    patches = np.multiply(pixels, SCALE[:, None], dtype=np.float32)
+    patches += SHIFT[:, None]
+    return Picture(patches.reshape(gh * gw, 3 * p * p), (gh, gw), role)
+
+
+def augment(image: Image.Image, box: Box | None, key: Sequence[int]) -> tuple[Image.Image, Box | None]:
+    """Returns a random view of an RGB picture and the box in it: part of it, perhaps mirrored, in other light.
+
+    The part has 60 to 100% of the area and up to 4/3 of the aspect, and is made larger where it would not hold the
+    whole box. Brightness, contrast and saturation change by up to 20%; the hue stays: colour tells products apart.
+
+    Args:
+      image: upright.
+      box: of the product, or None.
+      key: non-negative numbers that decide everything: the same key gives the same view.
+    """
+    rng = np.random.default_rng(key)
+    width, height = image.size
+    x1, y1, x2, y2 = _clamp(box, width, height) if box is not None else (0.0, 0.0, 0.0, 0.0)
+    area, aspect = rng.uniform(0.6, 1.0), math.exp(rng.uniform(-1, 1) * math.log(4 / 3))
+    w = min(width, max(math.ceil(x2) - math.floor(x1), MIN_CROP_PX, round(width * math.sqrt(area * aspect))))
+    h = min(height, max(math.ceil(y2) - math.floor(y1), MIN_CROP_PX, round(height * math.sqrt(area / aspect))))
+    low, high = (0, 0), (width - w, height - h)
+    if box is not None:
+        low = max(0, math.ceil(x2) - w), max(0, math.ceil(y2) - h)
+        high = min(high[0], math.floor(x1)), min(high[1], math.floor(y1))
+    left, top = (int(rng.integers(a, max(a, b) + 1)) for a, b in zip(low, high, strict=True))
+    image = image.crop((left, top, left + w, top + h))
+    x1, y1, x2, y2 = x1 - left, y1 - top, x2 - left, y2 - top
+    if rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        x1, x2 = w - x2, w - x1
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = enhance(image).enhance(rng.uniform(0.8, 1.2))
+    return image, None if box is None else (x1, y1, x2, y2)
+
+
+def _clamp(box: Box, width: int, height: int) -> Box:
+    """Returns the part of a box inside the picture; of no width or height where there is none or the box is none."""
+    if not all(map(math.isfinite, box)):
+        return 0.0, 0.0, 0.0, 0.0
+    x1, y1 = min(max(box[0], 0.0), float(width)), min(max(box[1], 0.0), float(height))
+    return x1, y1, max(x1, min(box[2], float(width))), max(y1, min(box[3], float(height)))
+
+
+def pictures(
+    document: Document, data: DataConfig, vision: VisionConfig, augment_key: Sequence[int] | None = None
+) -> list[Picture]:
+    """Returns the pictures of a document in order, each followed by the crop of its box where that is usable.
+
+    Args:
+      document: its `images`.
+      data: `crop`, `crop_margin` and the pixel budget.
+      vision: sizes of patches.
+      augment_key: see `augment`; None leaves the pictures as they are.
+
+    Raises:
+      ImageError: names the picture that cannot be read.
+    """
+    out = []
+    for number, ref in enumerate(document.images):
+        image, box = load(ref.path), ref.box
+        if augment_key is not None:
+            image, box = augment(image, box, (*augment_key, number))
+        views = [(image, Role.IMAGE)]
+        if data.crop and box is not None and (core := crop(image, box, data.crop_margin)) is not None:
+            views.append((core, Role.CORE))
+        for view, role in views:
+            view = pad_to_aspect(view, data.max_aspect)
+            out.append(patchify(view, vision, data.min_pixels, data.max_pixels, role))
+    return out
+
+
+def count(image: ImageRef, data: DataConfig) -> int:
+    """Returns how many pictures `pictures` makes of a reference at most: one, or two with a box."""
+    return 1 + (data.crop and image.box is not None)
+
+
+def blank(data: DataConfig, vision: VisionConfig) -> Picture:
+    """Returns the smallest white picture: what stands for a document of which nothing else is left."""
+    side = vision.patch_size * vision.spatial_merge_size
+    return patchify(Image.new("RGB", (side, side), (255, 255, 255)), vision, data.min_pixels, data.max_pixels)

@@ -1,0 +1,304 @@
+"""Batches by their number: training batches of triplets, batches of documents to embed, and the stream of either.
+
+`batches[step]` is a pure function of the settings, the data and the step, on every host and in every worker.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from moon_jax.config import Config, ConfigError, Role
+from moon_jax.data import images
+from moon_jax.data.documents import (
+    Document,
+    EncodedDocument,
+    encode,
+    has_modality,
+    item_document,
+    query_document,
+)
+from moon_jax.data.images import ImageError, Picture
+from moon_jax.data.packing import BatchShape, Bound, document_bound, pack, plan_shape
+from moon_jax.data.records import DataError, Dataset
+from moon_jax.data.sampling import Row, Sampler, balanced, quotas
+from moon_jax.data.tokenizer import Tokenizer
+
+_LOG = logging.getLogger(__name__)
+SKIP_GRACE = 1000  # triplets of which max_skipped_share may be broken before the share of fewer ones is judged
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One step's work of a host: arrays for the devices, counts for the log."""
+
+    arrays: dict[str, np.ndarray]  # leading axis: the host's shards; the fields are described at packing.pack
+    info: dict[str, int]
+    broken: tuple[str, ...] = ()  # what was skipped and why
+
+
+@dataclasses.dataclass
+class _Tally:
+    """Counts over the documents of a batch."""
+
+    cut_texts: int = 0
+    missing_boxes: int = 0  # pictures without a core crop
+    broken: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, document: EncodedDocument) -> EncodedDocument:
+        roles = [picture.role for picture in document.pictures]
+        self.cut_texts += document.cut_texts
+        self.missing_boxes += roles.count(Role.IMAGE) - roles.count(Role.CORE)
+        return document
+
+
+class TrainBatches:
+    """The packed triplets of every step, of the shards of this host.
+
+    Beside the fields of `pack`, int32 [shards, B] each: `query`, `positive`, `negative` (index of the document in the
+    shard) and `positive_product`, `negative_product` (Dataset.numbers). Row i of the global batch is in shard i // B.
+    """
+
+    def __init__(self, dataset: Dataset, tokenizer: Tokenizer, config: Config, shards: int, host_shards: range):
+        """Plans the static shape.
+
+        Args:
+            dataset: its training triplets.
+            tokenizer: of the model.
+            config: `train.batch_size` and `train.seed`, `data`, `model.vision`.
+            shards: of the global batch.
+            host_shards: the ones to make here.
+
+        Raises:
+            ConfigError: the batch does not divide by the shards.
+            DataError: there is nothing to train on.
+        """
+        batch_size, data = config.train.batch_size, config.data
+        if batch_size % shards:
+            raise ConfigError(f"config.train.batch_size {batch_size} must be a multiple of the {shards} batch shards")
+        if not dataset.train:
+            raise DataError(f"{data.path}: no training triplets (config.data.unseen_share is {data.unseen_share})")
+        self.dataset, self.tokenizer, self.config = dataset, tokenizer, config
+        self.host_shards, self.triplets = host_shards, batch_size // shards
+        self.sampler = Sampler(dataset, data, config.train.seed, batch_size)
+        self.shape = self._plan(quotas(batch_size, data.modality_mix)[2])
+        pairs = [(t.positive, t.negative) for t in dataset.train if t.negative is not None]
+        self.balanced_share = sum(balanced(*pair) for pair in pairs) / max(1, len(pairs))
+        if self.balanced_share < 0.5:
+            _LOG.warning(
+                "only %.0f%% of the triplets have category and attribute texts on the positive and the negative alike; "
+                "the others are trained without them, or their presence would give the positive away",
+                100 * self.balanced_share,
+            )
+
+    def _plan(self, most_both: int) -> BatchShape:
+        """Returns a shape for every batch: at most `most_both` queries have a picture and a text."""
+        data, vision, n = self.config.data, self.config.model.vision, self.triplets
+        train = self.dataset.train
+        in_query = max((images.count(t.query.image, data) for t in train if t.query.image is not None), default=0)
+        products = [p for t in train for p in (t.positive, t.negative) if p is not None]
+        in_item = max(sum(images.count(i, data) for i in p.images[: data.images_per_item]) for p in products)
+        both = min(n, most_both) if any(has_modality(t.query, "both") for t in train) else 0
+        by_image = document_bound(n - both, data, vision, in_query, texts=0)
+        by_text = document_bound(n - both, data, vision, 0, texts=1)
+        bounds = [
+            document_bound(2 * n, data, vision, in_item),
+            document_bound(both, data, vision, in_query, texts=1),
+            Bound(n - both, max(by_image.tokens, by_text.tokens), max(by_image.pictures, by_text.pictures)),
+        ]
+        return plan_shape([bound for bound in bounds if bound.count], data, vision)
+
+    def __getitem__(self, step: int) -> Batch:
+        """Returns the host's part of the batch of a step.
+
+        Raises:
+            DataError: a picture cannot be read and `config.data.on_error` is "raise", or the spares cannot either.
+            PackingError: `config.data.rows` or another size was set too small for this batch.
+        """
+        rows, info = self.sampler.rows(step)
+        tally = _Tally()
+        shards = [self._shard(step, shard, rows, tally) for shard in self.host_shards]
+        arrays = {name: np.stack([shard[name] for shard in shards]) for name in shards[0]}
+        info |= {
+            "triplets": len(self.host_shards) * self.triplets,
+            "skipped_triplets": len(tally.broken),
+            "cut_texts": tally.cut_texts,
+            "missing_boxes": tally.missing_boxes,
+        }
+        return Batch(arrays, info, tuple(tally.broken))
+
+    def _shard(self, step: int, shard: int, rows: Sequence[Row], tally: _Tally) -> dict[str, np.ndarray]:
+        n = self.triplets
+        chosen = [self._load(step, i, rows[i], tally) for i in range(shard * n, (shard + 1) * n)]
+        documents = [encoded[part] for part in range(3) for _, encoded in chosen]
+        arrays = pack(documents, self.shape, self.config.model.vision)
+        for part, name in enumerate(("query", "positive", "negative")):
+            arrays[name] = np.arange(part * n, (part + 1) * n, dtype=np.int32)
+        numbers = self.dataset.numbers
+        arrays["positive_product"] = np.array([numbers[row.triplet.positive.id] for row, _ in chosen], np.int32)
+        arrays["negative_product"] = np.array([numbers[row.negative.id] for row, _ in chosen], np.int32)
+        return arrays
+
+    def _load(self, step: int, index: int, row: Row, tally: _Tally) -> tuple[Row, list[EncodedDocument]]:
+        """Returns the row's three documents; if a picture is broken and that may be skipped, those of a spare row."""
+        try:
+            return row, self._encode(step, index, row, tally)
+        except DataError as error:  # a picture that cannot be read, or a listing with nothing to embed
+            if self.config.data.on_error != "skip":
+                raise DataError(
+                    f"triplet {row.triplet.id}: {error} (config.data.on_error='skip' leaves it out)"
+                ) from error
+            tally.broken.append(f"triplet {row.triplet.id}: {error}")
+        for spare in self.sampler.spares(step, index, row.modality):
+            try:
+                return spare, self._encode(step, index, spare, tally)
+            except DataError as error:
+                tally.broken.append(f"triplet {spare.triplet.id}: {error}")
+        raise DataError("no triplet could be read in the place of a broken one; the last: " + tally.broken[-1])
+
+    def _encode(self, step: int, index: int, row: Row, tally: _Tally) -> list[EncodedDocument]:
+        data, vision = self.config.data, self.config.model.vision
+        form = {"aspects": row.aspects, "title": not row.aspects_only, "images": not row.aspects_only}
+        documents = [
+            query_document(row.triplet.query, row.modality),
+            item_document(row.triplet.positive, data, **form),
+            item_document(row.negative, data, **form),
+        ]
+        keys = [self.sampler.augment_key(step, index, part) if data.augment else None for part in range(3)]
+        loaded = [images.pictures(d, data, vision, key) for d, key in zip(documents, keys, strict=True)]
+        encoded = [encode(d, self.tokenizer, p, data, vision) for d, p in zip(documents, loaded, strict=True)]
+        return [tally.add(document) for document in encoded]
+
+
+class DocumentBatches:
+    """Documents to embed, in order: shard g of batch i has the E that start at (i * shards + g) * E.
+
+    The shape follows from the largest number of pictures that a document of this list has, so that texts do not pay for
+    empty slots; there are only a few such numbers, each of which compiles once.
+    """
+
+    def __init__(
+        self, documents: Sequence[Document], tokenizer: Tokenizer, config: Config, shards: int, host_shards: range
+    ):
+        """Plans the static shape for `config.eval.batch_documents` documents a shard.
+
+        Args:
+            documents: any mixture; the last batch is filled up with padding.
+            tokenizer: of the model.
+            config: `eval.batch_documents`, `data`, `model.vision`.
+            shards: of the global batch.
+            host_shards: the ones to make here.
+        """
+        self.documents, self.tokenizer, self.config = documents, tokenizer, config
+        self.shards, self.host_shards = shards, host_shards
+        data, vision = config.data, config.model.vision
+        pictures = max((sum(images.count(i, data) for i in d.images) for d in documents), default=0)
+        self.shape = plan_shape([document_bound(config.eval.batch_documents, data, vision, pictures)], data, vision)
+
+    def __len__(self) -> int:
+        return -(-len(self.documents) // (self.shards * self.shape.documents))
+
+    def __getitem__(self, step: int) -> Batch:
+        """Returns the host's part of batch `step`.
+
+        Raises:
+            DataError: a picture cannot be read and `config.data.on_error` is "raise". With "skip" it is left out, and a
+                document with nothing else gets a white picture, so that every document has its embedding.
+        """
+        tally, size = _Tally(), self.shape.documents
+        shards = []
+        for shard in self.host_shards:
+            start = (step * self.shards + shard) * size
+            encoded = [self._encode(document, tally) for document in self.documents[start : start + size]]
+            shards.append(pack(encoded, self.shape, self.config.model.vision))
+        arrays = {name: np.stack([shard[name] for shard in shards]) for name in shards[0]}
+        info = {
+            "broken_pictures": len(tally.broken),
+            "cut_texts": tally.cut_texts,
+            "missing_boxes": tally.missing_boxes,
+        }
+        return Batch(arrays, info, tuple(tally.broken))
+
+    def _encode(self, document: Document, tally: _Tally) -> EncodedDocument:
+        data, vision = self.config.data, self.config.model.vision
+        loaded: list[Picture] = []
+        for image in document.images:
+            try:
+                loaded += images.pictures(Document((image,)), data, vision)
+            except ImageError as error:
+                if data.on_error != "skip":
+                    raise
+                tally.broken.append(str(error))
+        if document.images and not loaded and not document.segments:
+            loaded = [images.blank(data, vision)]
+        return tally.add(encode(document, self.tokenizer, loaded, data, vision))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """Steps start .. stop - 1 for grain; an error travels as a value, so that its type survives a worker process."""
+
+    batches: TrainBatches | DocumentBatches
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            batch = self.batches[self.start + index]
+        except DataError as error:
+            return {"error": error}
+        return {"arrays": batch.arrays, "info": batch.info, "broken": batch.broken}
+
+
+def stream(
+    batches: TrainBatches | DocumentBatches, start_step: int, stop_step: int, workers: int, prefetch: int
+) -> Iterator[tuple[int, Batch]]:
+    """Yields (step, batch) for start_step .. stop_step - 1, prepared ahead; the content depends on the step alone.
+
+    Args:
+        batches: random access to batches.
+        start_step: the first.
+        stop_step: the one after the last.
+        workers: processes; 0 = threads of this process.
+        prefetch: batches that are prepared ahead.
+
+    Raises:
+        DataError: from `batches`; or more than `config.data.max_skipped_share` of the triplets are broken.
+    """
+    if stop_step <= start_step:
+        return
+    source = grain.MapDataset.source(_Source(batches, start_step, stop_step))
+    if workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's worker processes read flags; a library or a test has parsed none
+        ahead = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=-(-prefetch // workers))
+        dataset = source.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)).mp_prefetch(ahead)
+    else:
+        dataset = source.to_iter_dataset(grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch))
+    share, seen, skipped, named = batches.config.data.max_skipped_share, 0, 0, set()
+    iterator = iter(dataset)
+    try:
+        for step, item in enumerate(iterator, start=start_step):
+            if "error" in item:
+                raise item["error"]
+            batch = Batch(**item)
+            for message in set(batch.broken) - named:
+                _LOG.warning("skipped: %s", message)
+            named.update(batch.broken)
+            skipped += batch.info.get("skipped_triplets", 0)
+            seen += batch.info.get("triplets", 0)
+            if skipped > share * max(seen, SKIP_GRACE):
+                raise DataError(
+                    f"{skipped} of {seen} triplets were broken, more than config.data.max_skipped_share {share}; "
+                    f"the last: {batch.broken[-1]}"
+                )
+            yield step, batch
+    finally:
+        iterator.close()

@@ -1,0 +1,133 @@
+"""What a record says, as plain frozen dataclasses: pictures, listings, queries, triplets and the data set they form."""
+
+import dataclasses
+import functools
+import hashlib
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the upright source picture
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file and line, and what to change."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageRef:
+    """A picture file and, where it is known, the box of the product in it (the core crop, paper 3.1)."""
+
+    path: str  # absolute; whether the file is there is not checked before it is loaded
+    box: Box | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Product:
+    """A listing. Fields that the source does not give are empty."""
+
+    id: str
+    title: str = ""
+    description: str = ""
+    images: tuple[ImageRef, ...] = ()
+    category: tuple[str, ...] = ()  # industry, level 1, ... level 4, without the empty ones
+    attributes: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (key, values) in the order of the source
+    part: str = ""  # the set within the folder that lists it ("grocery")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Query:
+    """What a customer looked for: a text, a picture or both, never neither."""
+
+    text: str
+    image: ImageRef | None
+    kind: str = ""  # how the picture was taken ("back_view"); results are also reported by it
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Triplet:
+    """A query, the product bought after it, and a hard negative: another product of the same category."""
+
+    id: str
+    query: Query
+    positive: Product
+    negative: Product | None
+    part: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """All that a run reads: the training triplets, two test sets, and every listing that is known.
+
+    `seen` asks for products that training may have met, `unseen` for products it never did: neither as a positive nor
+    as a negative.
+    """
+
+    train: tuple[Triplet, ...]
+    seen: tuple[Triplet, ...]
+    unseen: tuple[Triplet, ...]
+    products: dict[str, Product]  # by id, in sorted order
+    fingerprint: str  # sha256 of the bytes read and of the settings of the split
+    report: dict[str, Any]  # counts; skipped records by reason and the first of them by name
+
+    @functools.cached_property
+    def numbers(self) -> dict[str, int]:
+        """The dense number of every product id, in sorted order of the ids: what the loss masks by (fits int32)."""
+        return {product_id: number for number, product_id in enumerate(self.products)}
+
+
+def gallery(dataset: Dataset, part: str) -> tuple[Product, ...]:
+    """Returns all known listings of a part, sorted by id; a listing that several parts use is in each one's gallery.
+
+    Raises:
+        DataError: no listing belongs to `part`.
+    """
+    ids = {product.id for product in dataset.products.values() if product.part == part}
+    for triplet in (t for split in (dataset.train, dataset.seen, dataset.unseen) for t in split if t.part == part):
+        ids.add(triplet.positive.id)
+        if triplet.negative is not None:
+            ids.add(triplet.negative.id)
+    if not ids:
+        there = ", ".join(sorted({product.part for product in dataset.products.values()}))
+        raise DataError(f"no listing belongs to the part {part!r}; there are: {there}")
+    return tuple(dataset.products[product_id] for product_id in sorted(ids))
+
+
+def training_texts(dataset: Dataset) -> Iterator[str]:
+    """Yields every text of the training set, what a tokenizer may be trained on: test products are left out."""
+    listings = {p.id: p for t in dataset.train for p in (t.positive, t.negative) if p is not None}
+    for triplet in dataset.train:
+        yield triplet.query.text
+    for _, product in sorted(listings.items()):
+        yield from (product.title, product.description, *product.category)
+        yield from (f"{key}: {', '.join(values)}" for key, values in product.attributes)
+
+
+def identity(title: str, image: str) -> str:
+    """Returns the id of a product whose source gives none: a digest of its normalised title and image reference.
+
+    Titles are compared as NFKC, case-folded, with runs of white space as one space. `image` is the reference as it
+    stands in the record (not the absolute path), so the id is the same on every machine.
+    """
+    title = " ".join(unicodedata.normalize("NFKC", title).casefold().split())
+    return hashlib.sha256(f"{title}\0{image}".encode()).hexdigest()[:32]
+
+
+def well_formed(text: str) -> str:
+    r"""Returns the text with surrogate pairs joined and every lone surrogate replaced by U+FFFD.
+
+    JSON can hold "\ud800", which no UTF-8 file, log or tokenizer can; all other characters (NUL, right-to-left marks)
+    are left as they are.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def fill(known: Product, other: Product) -> Product:
+    """Returns `known` with its empty fields taken from `other`, another mention of the same product."""
+    names = ("title", "description", "images", "category", "attributes", "part")
+    missing = {name: getattr(other, name) for name in names if not getattr(known, name) and getattr(other, name)}
+    return dataclasses.replace(known, **missing) if missing else known

@@ -1,0 +1,179 @@
+"""The ONE table between the tensors of a Qwen2.5-VL checkpoint and our parameters, usable in both directions.
+
+A row says what one layer's tensor is called, where it lives in our tree, and how its axes are laid out, in one
+pattern: "(kv group head) width -> width kv group head" reads "their axis 0 is kv * group * head, ours are four axes".
+The pattern gives both shapes, the way here (`to_ours`) and, read backwards, the way back (`to_hf`). Everything works
+on one layer at a time, so a whole checkpoint never has to be in memory twice.
+"""
+
+import dataclasses
+import math
+from collections.abc import Collection
+
+import numpy as np
+from jaxtyping import Shaped
+
+from moon_jax.config import ModelConfig
+
+# Prefixes of the two halves of the model in the layouts that occur: published ones (and what a fresh save_pretrained
+# of transformers 5 still writes), saved under the names of transformers 5, and the base model without its head.
+LAYOUTS: dict[str, dict[str, str]] = {
+    "hub": {"text": "model.", "vision": "visual."},
+    "v5": {"text": "model.language_model.", "vision": "model.visual."},
+    "base": {"text": "language_model.", "vision": "visual."},
+}
+LM_HEAD = "lm_head.weight"  # the same in all layouts; [vocab, width]; no part of the embedding model
+
+_TEXT = {
+    "embed_tokens.weight": ("embed", "vocab width"),
+    "norm.weight": ("norm", "width"),
+    "layers.{layer}.input_layernorm.weight": ("layers.norm1", "width"),
+    "layers.{layer}.self_attn.q_proj.weight": ("layers.q", "(kv group head) width -> width kv group head"),
+    "layers.{layer}.self_attn.q_proj.bias": ("layers.q_bias", "(kv group head) -> kv group head"),
+    "layers.{layer}.self_attn.k_proj.weight": ("layers.k", "(kv head) width -> width kv head"),
+    "layers.{layer}.self_attn.k_proj.bias": ("layers.k_bias", "(kv head) -> kv head"),
+    "layers.{layer}.self_attn.v_proj.weight": ("layers.v", "(kv head) width -> width kv head"),
+    "layers.{layer}.self_attn.v_proj.bias": ("layers.v_bias", "(kv head) -> kv head"),
+    "layers.{layer}.self_attn.o_proj.weight": ("layers.o", "width (kv group head) -> kv group head width"),
+    "layers.{layer}.post_attention_layernorm.weight": ("layers.norm2", "width"),
+    "layers.{layer}.mlp.gate_proj.weight": ("layers.ffn.gate", "ffn width -> width ffn"),
+    "layers.{layer}.mlp.up_proj.weight": ("layers.ffn.up", "ffn width -> width ffn"),
+    "layers.{layer}.mlp.down_proj.weight": ("layers.ffn.down", "width ffn -> ffn width"),
+}
+_VISION = {
+    "patch_embed.proj.weight": ("patch_embed", "width channel frame row col -> frame (channel row col) width"),
+    "blocks.{layer}.norm1.weight": ("blocks.norm1", "width"),
+    "blocks.{layer}.attn.qkv.weight": ("blocks.qkv", "(qkv heads head) width -> width qkv heads head"),
+    "blocks.{layer}.attn.qkv.bias": ("blocks.qkv_bias", "(qkv heads head) -> qkv heads head"),
+    "blocks.{layer}.attn.proj.weight": ("blocks.proj", "width (heads head) -> heads head width"),
+    "blocks.{layer}.attn.proj.bias": ("blocks.proj_bias", "width"),
+    "blocks.{layer}.norm2.weight": ("blocks.norm2", "width"),
+    "blocks.{layer}.mlp.gate_proj.weight": ("blocks.gate", "ffn width -> width ffn"),
+    "blocks.{layer}.mlp.gate_proj.bias": ("blocks.gate_bias", "ffn"),
+    "blocks.{layer}.mlp.up_proj.weight": ("blocks.up", "ffn width -> width ffn"),
+    "blocks.{layer}.mlp.up_proj.bias": ("blocks.up_bias", "ffn"),
+    "blocks.{layer}.mlp.down_proj.weight": ("blocks.down", "width ffn -> ffn width"),
+    "blocks.{layer}.mlp.down_proj.bias": ("blocks.down_bias", "width"),
+    "merger.ln_q.weight": ("merger.norm", "width"),
+    "merger.mlp.0.weight": ("merger.fc1", "mid merged -> merged mid"),
+    "merger.mlp.0.bias": ("merger.fc1_bias", "mid"),
+    "merger.mlp.2.weight": ("merger.fc2", "out mid -> mid out"),
+    "merger.mlp.2.bias": ("merger.fc2_bias", "out"),
+}
+
+Groups = tuple[tuple[str, ...], ...]  # per axis of an array, the named axes that are folded into it
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One parameter of ours and the tensor (of each layer) that holds it in a checkpoint.
+
+    Attributes:
+        part: "text" or "vision", a key of a layout.
+        name: the tensor's name without the layout's prefix; has {layer} where the parameter is stacked.
+        path: where the parameter is in our tree.
+        layers: length of its leading layer axis; 0 = it has none.
+        theirs: the checkpoint's axes.
+        ours: our axes of one layer.
+        sizes: length of every named axis.
+    """
+
+    part: str
+    name: str
+    path: tuple[str, ...]
+    layers: int
+    theirs: Groups
+    ours: Groups
+    sizes: dict[str, int]
+
+    @property
+    def hf_shape(self) -> tuple[int, ...]:
+        """Shape of one layer's tensor in the checkpoint."""
+        return _shape(self.theirs, self.sizes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole parameter, layer axis included."""
+        return (self.layers,) * (self.layers > 0) + _shape(self.ours, self.sizes)
+
+    def hf_names(self, layout: str) -> list[str]:
+        """Returns the tensor names under a layout: one per layer, or the only one."""
+        full = LAYOUTS[layout][self.part] + self.name
+        return [full.format(layer=i) for i in range(self.layers)] if self.layers else [full]
+
+    def to_ours(self, tensor: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+        """Returns one layer's tensor in our axes, without the layer axis (a view where possible)."""
+        return _rearrange(tensor, self.theirs, self.ours, self.sizes)
+
+    def to_hf(self, weight: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+        """Returns one layer of our parameter as the checkpoint stores it, contiguous (safetensors needs that)."""
+        return np.ascontiguousarray(_rearrange(weight, self.ours, self.theirs, self.sizes))
+
+
+def table(config: ModelConfig) -> tuple[Row, ...]:
+    """Returns the rows of every parameter of the dense model (an FFN that is not yet upcycled) with these sizes."""
+    text, vision = config.text, config.vision
+    text_sizes = {
+        "vocab": text.vocab_size,
+        "width": text.hidden_size,
+        "kv": text.num_key_value_heads,
+        "group": text.num_attention_heads // text.num_key_value_heads,
+        "head": text.head_dim,
+        "ffn": text.intermediate_size,
+    }
+    merged = vision.hidden_size * vision.merge_unit
+    vision_sizes = {
+        "width": vision.hidden_size,
+        "channel": vision.in_channels,
+        "frame": vision.temporal_patch_size,
+        "row": vision.patch_size,
+        "col": vision.patch_size,
+        "qkv": 3,
+        "heads": vision.num_heads,
+        "head": vision.head_dim,
+        "ffn": vision.intermediate_size,
+        "merged": merged,
+        "mid": merged,
+        "out": text.hidden_size,
+    }
+    rows = [_row("vision", name, *entry, vision.depth, vision_sizes) for name, entry in _VISION.items()]
+    rows += [_row("text", name, *entry, text.num_hidden_layers, text_sizes) for name, entry in _TEXT.items()]
+    return tuple(rows)
+
+
+def find_layout(names: Collection[str], rows: tuple[Row, ...]) -> str | None:
+    """Returns the layout that explains most of the tensor names, None if none explains any.
+
+    The names alone decide: the shape of config.json (flat or nested) does not go with them.
+    """
+    found = {layout: sum(n in names for row in rows for n in row.hf_names(layout)) for layout in LAYOUTS}
+    best = max(found, key=found.__getitem__)
+    return best if found[best] else None
+
+
+def _row(part: str, name: str, path: str, pattern: str, layers: int, sizes: dict[str, int]) -> Row:
+    theirs, _, ours = pattern.partition(" -> ")
+    stacked = layers if "{layer}" in name else 0
+    return Row(part, name, (part, *path.split(".")), stacked, _groups(theirs), _groups(ours or theirs), sizes)
+
+
+def _groups(axes: str) -> Groups:
+    """Returns the axes of one side of a pattern: "a (b c)" -> (("a",), ("b", "c"))."""
+    groups: list[list[str]] = []
+    folded = False
+    for word in axes.split():
+        if not folded:
+            groups.append([])
+        groups[-1].append(word.strip("()"))
+        folded = (folded or word.startswith("(")) and not word.endswith(")")
+    return tuple(map(tuple, groups))
+
+
+def _shape(groups: Groups, sizes: dict[str, int]) -> tuple[int, ...]:
+    return tuple(math.prod(sizes[axis] for axis in group) for group in groups)
+
+
+def _rearrange(array: np.ndarray, source: Groups, target: Groups, sizes: dict[str, int]) -> np.ndarray:
+    flat = [axis for group in source for axis in group]
+    order = [flat.index(axis) for group in target for axis in group]
+    return array.reshape([sizes[axis] for axis in flat]).transpose(order).reshape(_shape(target, sizes))

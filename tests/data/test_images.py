@@ -1,0 +1,228 @@
+"""Pixels against transformers' own processor, and files that strangers might send."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from moon_jax.config import DataConfig, Role, VisionConfig
+from moon_jax.data import grids, images
+from moon_jax.data.documents import Document
+from moon_jax.data.records import ImageRef
+
+VISION = VisionConfig()
+LOW, HIGH = 56 * 56, 224 * 224
+
+
+def noise(height, width, channels=3, seed=0):
+    """A smooth picture with some noise: resizing errors would show in both."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    waves = [127 + 90 * np.sin(x / (7 + 3 * c) + y / (11 - c)) for c in range(channels)]
+    out = np.clip(np.stack(waves, -1) + rng.normal(0, 20, (height, width, channels)), 0, 255).astype(np.uint8)
+    return out[..., 0] if channels == 1 else out
+
+
+@pytest.fixture(scope="module")
+def processor():
+    """transformers' Pillow processor at our pixel budget; it needs no torch."""
+    return Qwen2VLImageProcessorPil(min_pixels=LOW, max_pixels=HIGH)
+
+
+def assert_equal_to(processor, ours, upright):
+    expected = processor(upright, return_tensors="np")
+    assert [1, *ours.grid] == expected["image_grid_thw"][0].tolist()
+    frames = expected["pixel_values"].reshape(-1, 3, 2, 14 * 14)
+    np.testing.assert_array_equal(frames[:, :, 0], frames[:, :, 1])
+    np.testing.assert_allclose(ours.patches.reshape(-1, 3, 14 * 14), frames[:, :, 0], atol=2e-5)
+
+
+SIZES = [(1, 1), (13, 17), (28, 28), (56, 56), (61, 200), (224, 224), (300, 211), (10, 1900), (640, 480), (997, 31)]
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_patches_equal_transformers(processor, height, width):
+    image = Image.fromarray(noise(height, width))
+    assert_equal_to(processor, images.patchify(image, VISION, LOW, HIGH), image)
+
+
+def rgba():
+    image = Image.fromarray(noise(90, 70, 4))
+    image.putpixel((3, 3), (255, 0, 0, 0))
+    return image
+
+
+def palette_with_transparency():
+    image = Image.fromarray(noise(90, 70)).quantize(32)
+    image.info["transparency"] = 3
+    return image
+
+
+MODES = {
+    "rgba.png": rgba,
+    "rgba.webp": rgba,
+    "la.png": lambda: rgba().convert("LA"),
+    "palette.png": lambda: Image.fromarray(noise(90, 70)).quantize(32),
+    "palette_transparent.png": palette_with_transparency,
+    "palette.gif": lambda: Image.fromarray(noise(90, 70)).quantize(32),
+    "gray.png": lambda: Image.fromarray(noise(90, 70, 1)),
+    "gray.jpg": lambda: Image.fromarray(noise(90, 70, 1)),
+    "bilevel.png": lambda: Image.fromarray(noise(90, 70, 1)).convert("1"),
+    "cmyk.jpg": lambda: Image.fromarray(noise(90, 70)).convert("CMYK"),
+    "rgb.bmp": lambda: Image.fromarray(noise(90, 70)),
+}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_modes_equal_transformers(processor, tmp_path, name):
+    path = tmp_path / name
+    options = {"lossless": True} if name.endswith("webp") else {}
+    MODES[name]().save(path, **options)
+    loaded = images.load(str(path))
+    assert loaded.mode == "RGB"
+    with Image.open(path) as original:
+        assert_equal_to(processor, images.patchify(loaded, VISION, LOW, HIGH), original)
+
+
+def test_alpha_shows_white(tmp_path):
+    Image.new("RGBA", (60, 60), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert np.asarray(images.load(str(tmp_path / "clear.png"))).min() == 255
+
+
+def test_sixteen_bit_gray_keeps_its_range(tmp_path):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    loaded = np.asarray(images.load(str(tmp_path / "deep.png")))
+    np.testing.assert_allclose(loaded[..., 0], ramp / 257, atol=1)
+    np.testing.assert_array_equal(loaded[..., 0], loaded[..., 2])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Image.Transpose that a camera would have applied
+    upright = Image.fromarray(noise(40, 60))
+    stored = upright.transpose(Image.Transpose(undo[orientation])) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "photo.png", exif=exif)
+    np.testing.assert_array_equal(np.asarray(images.load(str(tmp_path / "photo.png"))), np.asarray(upright))
+
+
+def jpeg(size=(200, 200)):
+    out = io.BytesIO()
+    Image.fromarray(noise(*size)).save(out, "JPEG")
+    return out.getvalue()
+
+
+def png_header(width, height):
+    """A PNG that claims a size and holds pixels that cannot be decoded."""
+
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"garbage") + chunk(b"IEND", b"")
+
+
+HOSTILE = {
+    "empty.jpg": (b"", "cannot be read"),
+    "truncated.jpg": (jpeg()[:2000], "truncated"),
+    "page.jpg": (b"<!DOCTYPE html><html><body>404</body></html>", "cannot be read"),
+    "bomb.png": (png_header(9000, 9000), "9000x9000 px is more than the limit"),
+    "giant.png": (png_header(60000, 60000), "cannot be read"),  # Pillow itself refuses
+    "garbage.png": (png_header(50, 50), "cannot be read"),
+    "script.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "cannot be read"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_are_refused_by_name(tmp_path, name):
+    content, message = HOSTILE[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(images.ImageError, match=message) as error:
+        images.load(str(tmp_path / name))
+    assert name in str(error.value)
+
+
+def test_missing_files_and_folders_are_refused_by_name(tmp_path):
+    with pytest.raises(images.ImageError, match=r"nothing\.jpg: no such picture"):
+        images.load(str(tmp_path / "nothing.jpg"))
+    with pytest.raises(images.ImageError, match="cannot be read"):
+        images.load(str(tmp_path))
+
+
+def test_crop_takes_the_box_with_its_margin_inside_the_picture():
+    image = Image.fromarray(noise(100, 80))
+    pixels = np.asarray(image)
+    np.testing.assert_array_equal(images.crop(image, (10.0, 20.0, 50.0, 60.0), 0.0), pixels[20:60, 10:50])
+    np.testing.assert_array_equal(images.crop(image, (10.0, 20.0, 50.0, 60.0), 0.1), pixels[16:64, 6:54])
+    np.testing.assert_array_equal(images.crop(image, (-30.0, 50.0, 40.0, 900.0), 0.0), pixels[50:, :40])
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        (50.0, 20.0, 10.0, 60.0), (10.0, 20.0, 10.0, 60.0), (90.0, 20.0, 120.0, 60.0), (0.0, 0.0, float("nan"), 5.0),
+        (0.0, 0.0, float("inf"), 5.0), (3.0, 3.0, 3.4, 3.9),
+    ],
+)  # fmt: skip
+def test_degenerate_boxes_give_no_crop(box):
+    assert images.crop(Image.fromarray(noise(100, 80)), box, 0.05) is None
+
+
+def test_pictures_are_originals_followed_by_their_crops(tmp_path):
+    Image.fromarray(noise(120, 160)).save(tmp_path / "a.png")
+    Image.fromarray(noise(90, 90, seed=1)).save(tmp_path / "b.png")
+    a, b = str(tmp_path / "a.png"), str(tmp_path / "b.png")
+    refs = (ImageRef(a, (30.0, 20.0, 100.0, 90.0)), ImageRef(b), ImageRef(b, (5.0, 5.0, 1.0, 1.0)))
+    data = DataConfig(max_pixels=HIGH, crop_margin=0.0)
+    out = images.pictures(Document(refs), data, VISION)
+    assert [p.role for p in out] == [Role.IMAGE, Role.CORE, Role.IMAGE, Role.IMAGE]
+    with Image.open(a) as image:
+        expected = images.patchify(image.crop((30, 20, 100, 90)), VISION, LOW, HIGH)
+    np.testing.assert_array_equal(out[1].patches, expected.patches)
+    plain = images.pictures(Document(refs), DataConfig(max_pixels=HIGH, crop=False), VISION)
+    assert [p.role for p in plain] == [Role.IMAGE] * 3
+
+
+def test_strips_are_padded_with_white_to_the_longest_aspect(tmp_path):
+    Image.new("RGB", (3000, 9), (255, 0, 0)).save(tmp_path / "strip.png")
+    data = DataConfig(max_pixels=HIGH, max_aspect=16.0)
+    (strip,) = images.pictures(Document((ImageRef(str(tmp_path / "strip.png")),)), data, VISION)
+    assert strip.grid[1] <= 16 * (strip.grid[0] + 2)
+    assert strip.patches.shape[0] // 4 <= grids.max_picture_tokens(data, VISION)
+    padded = np.asarray(images.pad_to_aspect(Image.new("RGB", (3000, 9), (255, 0, 0)), 16.0))
+    assert padded.shape == (188, 3000, 3)
+    assert (padded[(188 - 9) // 2 : (188 - 9) // 2 + 9] == (255, 0, 0)).all()
+    assert (padded[0] == 255).all()
+    image = Image.new("RGB", (160, 10))
+    assert images.pad_to_aspect(image, 16.0) is image
+
+
+def test_augmented_views_hold_the_box_and_repeat_by_key():
+    height, width = 120, 90
+    pixels = np.full((height, width, 3), 255, np.uint8)
+    pixels[30:80, 20:55] = (200, 0, 0)  # the product: the only red
+    image, box = Image.fromarray(pixels), (20.0, 30.0, 55.0, 80.0)
+    views = set()
+    for key in range(60):
+        view, moved = images.augment(image, box, (7, key))
+        again, moved_again = images.augment(image, box, (7, key))
+        np.testing.assert_array_equal(view, again)
+        assert moved == moved_again
+        x1, y1, x2, y2 = moved
+        inside = np.asarray(view).astype(int)
+        red = inside[..., 0] - inside[..., 1] > 60
+        rows, columns = np.nonzero(red)
+        assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (x1, y1, x2, y2)
+        views.add((view.size, moved))
+    assert len(views) > 30
+    for strange in [None, (-50.0, -9.0, 999.0, 999.0), (float("nan"), 0.0, 5.0, 5.0), (80.0, 80.0, 10.0, 10.0)]:
+        view, moved = images.augment(image, strange, (1, 2))
+        assert min(view.size) >= 2
+        assert (moved is None) == (strange is None)

@@ -1,0 +1,215 @@
+"""The guided MoE layer against the paper's equation, and its statistics against a count by hand, on several meshes."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from meshes import ONE, assert_close, mesh_of, name_of
+
+from moon_jax.config import MoEConfig, Role
+from moon_jax.models.layers import gathered
+from moon_jax.moe.layer import GuidedMoE, RouterStats, router_losses
+from moon_jax.parallel.mesh import BATCH_SPEC, partition_spec
+
+R, S, D, F, N = 16, 5, 16, 12, 8
+GENERAL = [1, 2, 3, 5, 6, 7]
+GUIDED = {int(Role.CATEGORY): 0, int(Role.ATTRIBUTE): 4}
+SHAPES = (ONE, (8, 1, 1, 1), (2, 2, 2, 1), (1, 2, 2, 2))
+
+
+def draw(seed=0, without=()):
+    """Returns (x [R, S, D], roles [R, S], params); roles in `without` do not occur."""
+    r = np.random.default_rng(seed)
+    f32 = lambda scale, *shape: (scale * r.normal(size=shape)).astype(np.float32)  # noqa: E731
+    roles = r.choice([int(role) for role in Role if role not in without], (R, S)).astype(np.int32)
+    params = {
+        "router": f32(0.5, D, N), "gate": f32(0.25, N, D, F), "up": f32(0.25, N, D, F), "down": f32(0.25, N, F, D),
+    }  # fmt: skip
+    return f32(1, R, S, D), roles, params
+
+
+def visits(logits, roles, config):
+    """Returns [{expert: weight}] of every token, in float64."""
+    out = []
+    for g, role in zip(logits, roles, strict=True):
+        if role == Role.PADDING:
+            out.append({})
+            continue
+        active = sorted(GENERAL, key=lambda e: -g[e])[: config.top_k]  # noqa: B023
+        if role in GUIDED:
+            active = [GUIDED[role]] if config.guided == "exclusive" else [*active, GUIDED[role]]
+        z = np.exp(g[active] if config.gate == "softmax_active" else g).sum()
+        out.append({e: np.exp(g[e]) / z for e in active})
+    return out
+
+
+def expected(x, roles, params, config):
+    """Returns (out by the paper's equation, statistics of the router as in `router_losses`)."""
+    p = {name: np.asarray(w, np.float64) for name, w in params.items()}
+    tokens, roles = np.asarray(x, np.float64).reshape(-1, D), roles.reshape(-1)
+    logits = tokens @ p["router"]
+    visited = visits(logits, roles, config)
+    out = np.zeros_like(tokens)
+    load = np.zeros(N)
+    for t, weights in enumerate(visited):
+        for e, weight in weights.items():
+            a = tokens[t] @ p["gate"][e]
+            out[t] += weight * ((a / (1 + np.exp(-a)) * (tokens[t] @ p["up"][e])) @ p["down"][e])
+            load[e] += 1
+    valid = roles != Role.PADDING
+    general = np.exp(logits[valid][:, GENERAL])
+    probability = general / general.sum(1, keepdims=True)
+    fraction = load[GENERAL] / max(load[GENERAL].sum(), 1)
+    health = {
+        "router/load": load / valid.sum(),
+        "router/entropy": -(probability * np.log(probability)).sum(1).mean(),
+        "router/category_tokens": load[0],
+        "router/attribute_tokens": load[4],
+        "router/dropped": 0,
+        "router/balance_loss": 6 * (fraction * probability.mean(0)).sum(),
+        "router/z_loss": (np.log(np.exp(logits[valid]).sum(1)) ** 2).mean(),
+    }
+    return out.reshape(x.shape), health
+
+
+@functools.cache
+def compiled(shape, config):
+    """Returns (params, x, roles) -> (out, auxiliary loss, health), and the gradients of <out, x> + auxiliary loss."""
+    mesh = mesh_of(shape)
+    graphdef, state = nnx.split(GuidedMoE(D, F, config, nnx.Rngs(params=0)))
+    specs = {
+        name: partition_spec(p.get_metadata("axes"), p[...].ndim) for name, p in nnx.to_flat_state(state) for name in name
+    }
+
+    def local(params, x, roles):
+        out, stats = gathered(nnx.merge(graphdef, params), x.dtype)(x, roles)
+        auxiliary, health = router_losses(RouterStats(*(s[None] for s in stats)), config)
+        return out, auxiliary, health
+
+    sharded = jax.shard_map(
+        local, mesh=mesh, in_specs=(specs, BATCH_SPEC, BATCH_SPEC), out_specs=(BATCH_SPEC, P(), P())
+    )
+
+    def objective(params, x, roles):
+        out, auxiliary, health = sharded(params, x, roles)
+        return (out * x).sum() + auxiliary, (out, auxiliary, health)
+
+    fn = jax.jit(jax.value_and_grad(objective, has_aux=True))
+
+    def run(params, x, roles):
+        put = lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec))  # noqa: E731
+        with jax.set_mesh(mesh):
+            args = {k: put(v, specs[k]) for k, v in params.items()}, put(x, BATCH_SPEC), put(roles, BATCH_SPEC)
+            (_, outputs), gradients = fn(*args)
+        return *jax.tree.map(np.asarray, outputs), jax.tree.map(np.asarray, gradients)
+
+    return run
+
+
+@pytest.mark.parametrize("gate", ["softmax_active", "softmax_all"])
+@pytest.mark.parametrize("guided", ["add", "exclusive"])
+def test_the_equation(gate, guided):
+    config = MoEConfig(gate=gate, guided=guided)
+    x, roles, params = draw()
+    out, _, health, _ = compiled((2, 2, 2, 1), config)(params, x, roles)
+    want, counts = expected(x, roles, params, config)
+    assert_close(out, want, 1e-5)
+    for name, value in counts.items():
+        np.testing.assert_allclose(health[name][0] if np.ndim(health[name]) else health[name], value, rtol=2e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=name_of)
+def test_statistics_do_not_depend_on_the_devices(shape):
+    config = MoEConfig(balance_loss=0.3, z_loss=0.2)
+    x, roles, params = draw(3)
+    roles[:4] = Role.PADDING  # whole shards of padding on 8 devices: their share must not count
+    x[:4] = 100.0
+    out, auxiliary, health, gradients = compiled(shape, config)(params, x, roles)
+    want, counts = expected(x, roles, params, config)
+    assert_close(out, want, 1e-5)
+    assert not out[:4].any()
+    assert set(health) == set(counts)
+    for name, value in counts.items():
+        np.testing.assert_allclose(health[name][0] if np.ndim(health[name]) else health[name], value, rtol=2e-5)
+    balance, z = counts["router/balance_loss"], counts["router/z_loss"]
+    assert float(auxiliary) == pytest.approx(0.3 * balance + 0.2 * z, rel=1e-5)
+    one = compiled(ONE, config)(params, x, roles)[3]
+    for name, gradient in gradients.items():
+        assert_close(gradient, one[name], 1e-5, name)
+
+
+def test_gradient_of_the_auxiliary_losses():
+    """Wrt the router, on tokens whose output is left out: by central differences of the counted losses in float64."""
+    config = MoEConfig(balance_loss=0.3, z_loss=0.2)
+    x, roles, params = draw(4)
+    params["down"] = np.zeros_like(params["down"])  # the output is 0 and so is its gradient wrt the router
+    router = compiled((2, 2, 2, 1), config)(params, x, roles)[3]["router"]
+    direction = np.random.default_rng(0).normal(size=router.shape)
+
+    def loss(step):
+        moved = {**params, "router": params["router"].astype(np.float64) + step * direction}
+        counts = expected(x, roles, moved, config)[1]
+        # the fractions are counts and have no gradient; the step is small enough to leave them as they are
+        return 0.3 * counts["router/balance_loss"] + 0.2 * counts["router/z_loss"]
+
+    assert (router * direction).sum() == pytest.approx((loss(1e-5) - loss(-1e-5)) / 2e-5, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [ONE, (2, 2, 2, 1), (1, 2, 2, 2)], ids=name_of)
+def test_guided_experts_without_tokens_have_exactly_no_gradient(shape):
+    config = MoEConfig()
+    run = compiled(shape, config)
+    for missing, experts in (((Role.CATEGORY, Role.ATTRIBUTE), (0, 4)), ((Role.CATEGORY,), (0,))):
+        x, roles, params = draw(5, missing)
+        out, _, health, gradients = run(params, x, roles)
+        assert np.isfinite(out).all()
+        for name, gradient in gradients.items():
+            assert np.isfinite(gradient).all()
+            for e in range(N):
+                of_expert = gradient[:, e] if name == "router" else gradient[e]
+                assert of_expert.any() == (e not in experts), f"{name} of expert {e}"
+        assert health["router/category_tokens"][0] == 0
+        assert (health["router/attribute_tokens"][0] == 0) == (4 in experts)
+
+
+def test_only_padding():
+    x, roles, params = draw(6)
+    config = MoEConfig(balance_loss=0.3, z_loss=0.2)
+    out, auxiliary, health, gradients = compiled((2, 2, 2, 1), config)(params, x, np.zeros_like(roles))
+    assert not out.any()
+    assert float(auxiliary) == 0
+    assert all(np.isfinite(h).all() for h in health.values())
+    assert not any(g.any() for g in gradients.values())
+
+
+@pytest.mark.parametrize("shape", [ONE, (2, 2, 2, 1)], ids=name_of)
+def test_dropped_routes_are_counted(shape):
+    config = MoEConfig(capacity_factor=0.7, guided_capacity=0.1)
+    x, roles, params = draw(7)
+    logits = x.astype(np.float64).reshape(-1, D) @ params["router"]
+    visited = visits(logits, roles.reshape(-1), config)
+    groups = shape[0] * shape[1]
+    tokens = R * S // groups  # of the devices that share their experts' places
+    dropped = 0
+    for g in range(groups):
+        load = np.zeros(N)
+        for weights in visited[g * tokens : (g + 1) * tokens]:
+            load[list(weights)] += 1
+        places = np.full(N, np.ceil(0.7 * tokens * 2 / 6))
+        places[[0, 4]] = np.ceil(0.1 * tokens)
+        dropped += np.maximum(load - places, 0).sum()
+    health = compiled(shape, config)(params, x, roles)[2]
+    assert dropped > 0
+    assert health["router/dropped"].tolist() == [dropped]
+
+
+def test_a_uniform_router_has_balance_loss_one():
+    x, roles, params = draw(8)
+    _, _, health, _ = compiled(ONE, MoEConfig())({**params, "router": np.zeros_like(params["router"])}, x, roles)
+    assert health["router/balance_loss"] == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(health["router/entropy"], np.log(6), rtol=1e-6)
+    np.testing.assert_allclose(health["router/z_loss"], np.log(8) ** 2, rtol=1e-6)

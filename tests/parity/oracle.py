@@ -1,0 +1,182 @@
+"""Qwen2.5-VL as transformers computes it, in torch float32, one document at a time: what everything of ours must equal.
+
+Tiny models with weights of a trained model's scale, documents of random tokens and pictures, and for each document
+the intermediate results as numpy. Traps that this file steps around: `AutoModel` leaves the vision tower random under
+some names, `rope_deltas` survives a call, and positions silently become 1-D without `mm_token_type_ids`.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+VOCAB = 160
+IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END = 150, 151, 152, 153
+TEXT_IDS = 150  # ordinary token ids are below
+Part = int | tuple[int, int]  # so many text tokens, or a picture of (height, width) pixels
+
+
+def make_model(text: dict, vision: dict, seed: int = 0, **root) -> Qwen2_5_VLForConditionalGeneration:
+    """A model of these sizes whose activations neither vanish nor explode; no weight keeps its initial value."""
+    config = Qwen2_5_VLConfig(
+        text_config={"vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": None} | text,
+        vision_config={"out_hidden_size": text["hidden_size"]} | vision,
+        image_token_id=IMAGE_PAD,
+        video_token_id=VIDEO_PAD,
+        vision_start_token_id=VISION_START,
+        vision_end_token_id=VISION_END,
+        **{"tie_word_embeddings": True} | root,
+    )
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "embed_tokens" in name:
+                p.normal_(0, 1, generator=generator)
+            elif p.ndim > 1:
+                p.normal_(0, math.prod(p.shape[1:]) ** -0.5, generator=generator)
+            elif "norm" in name or "ln_q" in name:
+                p.normal_(1, 0.2, generator=generator)
+            else:
+                p.normal_(0, 0.3, generator=generator)
+    return model.float().eval()
+
+
+def save(model: Qwen2_5_VLForConditionalGeneration, folder: pathlib.Path, layout: str = "hub", **options) -> None:
+    """Writes the model as it occurs in the wild.
+
+    Args:
+        model: is not changed.
+        folder: is made.
+        layout: "fresh" (what save_pretrained writes), "hub" (the same names, flat config without the vision fields that
+            equal the class defaults), "v5" or "base" (the names inside transformers 5, with and without the head).
+        **options: of save_pretrained, e.g. max_shard_size.
+    """
+    if layout in ("fresh", "hub"):
+        model.save_pretrained(folder, **options)
+    else:
+        inner = model if layout == "v5" else model.model
+        inner.save_pretrained(folder, save_original_format=False, **options)
+    if layout == "hub":
+        path = folder / "config.json"
+        root = json.loads(path.read_text())
+        text, vision = root.pop("text_config"), root.pop("vision_config")
+        rope = text.pop("rope_parameters")
+        root["torch_dtype"] = root.pop("dtype")
+        root |= {n: v for n, v in text.items() if n not in ("model_type", "layer_types")}
+        root |= {
+            "rope_theta": rope["rope_theta"],
+            "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]},
+        }
+        usual = type(model.config.vision_config)()
+        root["vision_config"] = {
+            n: v for n, v in vision.items() if n != "rope_parameters" and v != getattr(usual, n, None)
+        }
+        path.write_text(json.dumps(root))
+
+
+def load(folder: pathlib.Path, attention: str = "eager") -> Qwen2_5_VLForConditionalGeneration:
+    """The model of a folder in float32; every tensor of the folder has found its place."""
+    model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
+    )
+    assert not any(report.values()), report
+    return model.eval()
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """One document and what transformers makes of it.
+
+    Attributes:
+        ids: token ids with the image pads of every picture, [n].
+        images: the pictures.
+        pixels: per picture [patches, C * T * P * P], as the image processor gives them.
+        grids: per picture (rows, columns) in patches.
+        positions: rotary positions (t, h, w), [3, n].
+        visual: merged visual tokens of all pictures in raster order, [image pads, D].
+        hidden: last hidden states, after the final norm, [n, D].
+        embedding: their mean, normalised, [D].
+    """
+
+    ids: np.ndarray
+    images: tuple[Image.Image, ...]
+    pixels: tuple[np.ndarray, ...]
+    grids: tuple[tuple[int, int], ...]
+    positions: np.ndarray
+    visual: np.ndarray
+    hidden: np.ndarray
+    embedding: np.ndarray
+
+
+def image_processor(config: Qwen2_5_VLConfig) -> Qwen2VLImageProcessorPil:
+    """The processor for the model's patches that keeps the size of every picture above one visual token."""
+    vision = config.vision_config
+    return Qwen2VLImageProcessorPil(
+        patch_size=vision.patch_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        merge_size=vision.spatial_merge_size,
+        min_pixels=(vision.patch_size * vision.spatial_merge_size) ** 2,
+        max_pixels=10**8,
+    )
+
+
+def draw_image(height: int, width: int, rng: np.random.Generator) -> Image.Image:
+    """A picture that differs everywhere: noise over a gradient."""
+    shade = np.linspace(0, 120, width)[None, :, None] + np.linspace(0, 80, height)[:, None, None]
+    return Image.fromarray((shade + rng.integers(0, 55, (height, width, 3))).astype(np.uint8))
+
+
+def expect(model: Qwen2_5_VLForConditionalGeneration, parts: Sequence[Part], seed: int) -> Expected:
+    """What transformers makes of one document, computed on its own."""
+    rng = np.random.default_rng(seed)
+    config, processor = model.config, image_processor(model.config)
+    ids, images, pixels, grids = [], [], [], []
+    for part in parts:
+        if isinstance(part, int):
+            ids += rng.integers(0, TEXT_IDS, part).tolist()
+            continue
+        images.append(draw_image(*part, rng))
+        made = processor(images[-1], return_tensors="np")
+        pixels.append(made["pixel_values"].astype(np.float32))
+        _, h, w = made["image_grid_thw"][0].tolist()
+        grids.append((h, w))
+        ids += [VISION_START, *[IMAGE_PAD] * (h * w // config.vision_config.spatial_merge_size**2), VISION_END]
+    with torch.no_grad():
+        positions, visual, hidden = forward(model, np.array(ids), pixels, grids)
+        embedding = pool(hidden)
+    return Expected(
+        np.array(ids, np.int32), tuple(images), tuple(pixels), tuple(grids), positions.numpy().astype(np.int32),
+        visual.numpy(), hidden.numpy(), embedding.numpy(),
+    )  # fmt: skip
+
+
+def forward(
+    model: Qwen2_5_VLForConditionalGeneration, ids: np.ndarray, pixels: Sequence[np.ndarray], grids: Sequence
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(positions [3, n], visual tokens [v, D], last hidden states [n, D]) of one document, differentiable."""
+    inner = model.model
+    inner.rope_deltas = None
+    tokens = torch.from_numpy(ids).long()[None]
+    if not pixels:
+        hidden = inner(input_ids=tokens).last_hidden_state[0]
+        return torch.arange(len(ids)).expand(3, -1), hidden[:0], hidden
+    types = (tokens == IMAGE_PAD).int()
+    grid = torch.tensor([(1, h, w) for h, w in grids])
+    positions, _ = inner.get_rope_index(tokens, mm_token_type_ids=types, image_grid_thw=grid)
+    values = torch.from_numpy(np.concatenate(pixels))
+    hidden = inner(input_ids=tokens, pixel_values=values, image_grid_thw=grid, mm_token_type_ids=types)
+    visual = torch.cat(inner.get_image_features(values, grid).pooler_output)
+    return positions[:, 0], visual, hidden.last_hidden_state[0]
+
+
+def pool(hidden: torch.Tensor) -> torch.Tensor:
+    """The mean over the tokens, normalised."""
+    return torch.nn.functional.normalize(hidden.mean(0), dim=0)
