@@ -1,4 +1,4 @@
-"""The demo: a small MOON trained from scratch on the drawn catalogue in about two minutes on a CPU, then evaluated.
+"""The demo: a small MOON trained from scratch on the drawn catalogue in minutes on a CPU, then evaluated.
 
     python -m moon_jax.train --config=configs/demo.py --workdir=runs/demo
 
@@ -13,26 +13,13 @@ def get_config(arg: str = ""):
     c = defaults()
     c.name = "demo"
     c.data.format = "catalogue"
-    c.data.catalogue_products = 2700
-    small_model(c)
-    c.data.min_pixels = c.data.max_pixels = 64 * 64
+    c.data.catalogue_products = 2800
+    c.data.min_pixels, c.data.max_pixels = 32 * 32, 64 * 64
+    c.data.max_aspect = 4.0
     c.data.title_tokens = 24
     c.data.category_tokens = 20
     c.data.attribute_tokens = 28
-    c.train.batch_size = 32
-    c.train.steps = 200
-    c.train.lr = 1e-3
-    c.train.log_every = 10
-    c.train.checkpoint_every = 100
-    c.eval.every = 0
-    c.eval.color_histogram = True
-    apply(c, arg.split(","))
-    return c
-
-
-def small_model(c):
-    """Sets a backbone of Qwen2.5-VL's architecture that a CPU can train from scratch."""
-    c.model.remat = False
+    c.model.attention = "bidirectional"
     c.model.vision.update(
         depth=4, hidden_size=96, intermediate_size=256, num_heads=4, patch_size=8, window_size=32,
         fullatt_block_indexes=(1, 3),
@@ -42,3 +29,11 @@ def small_model(c):
         num_key_value_heads=2, head_dim=32, mrope_section=(4, 6, 6),
     )  # fmt: skip
     c.moe.update(experts=4, top_k=1, capacity_factor=1.25, guided_capacity=0.25, balance_loss=0.01)
+    c.train.batch_size = 32
+    c.train.steps = 80
+    c.train.lr = 2e-3
+    c.train.log_every = 5
+    c.eval.every = 0
+    c.eval.color_histogram = True
+    apply(c, arg.split(","))
+    return c

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import enum
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -241,7 +242,7 @@ def defaults() -> ml_collections.ConfigDict:
 
 
 def _build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
-    if not isinstance(values, typing.Mapping):
+    if not isinstance(values, Mapping):
         problems.append(f"config.{path} must be a group of settings, got {values!r}")
         return cls()
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -279,7 +280,7 @@ def _coerce(value: Any, hint: Any, name: str, problems: list[str]) -> Any:
     return value
 
 
-def resolve(config_dict: ml_collections.ConfigDict | typing.Mapping[str, Any]) -> Config:
+def resolve(config_dict: ml_collections.ConfigDict | Mapping[str, Any]) -> Config:
     """Returns the `Config` of a ConfigDict (or plain nested dict); every mistake in it is named in one ConfigError."""
     if isinstance(config_dict, ml_collections.ConfigDict):
         config_dict = config_dict.to_dict()

@@ -21,7 +21,7 @@ from moon_jax.parallel.mesh import BATCH_SPEC, batch_shards, host_shards, place_
 
 
 class Encoder:
-    """Embeds documents with parameters that lie on the mesh; compiles once for all of its calls.
+    """Embeds documents with parameters that lie on the mesh; compiles once for each number of pictures per document.
 
     Routing is always dropless here, whatever capacity training uses, so that an embedding does not depend on what else
     is in the batch.

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
@@ -49,6 +49,7 @@ def main(argv: list[str]) -> None:
             return
         if not WORKDIR.value:
             raise ConfigError("--workdir is needed: the folder that receives checkpoints, logs and results")
+        logging.set_verbosity(logging.WARNING)  # Orbax and JAX say much at INFO; ours goes through Log
         run(config, pathlib.Path(WORKDIR.value))
     except (ConfigError, DataError, tokenizer.TokenizerError, CheckpointError, TrainingError) as error:
         sys.exit(f"{type(error).__name__}: {error}")

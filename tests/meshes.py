@@ -31,7 +31,7 @@ def name_of(shape: Shape) -> str:
 
 
 def assert_close(actual: Any, expected: Any, relative: float, what: str = "") -> None:
-    """Compares with a tolerance relative to the rms of what is expected: small entries carry the noise of large ones."""
+    """Compares with a tolerance relative to the rms of what is expected: small entries carry large ones' noise."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape, what
     rms = np.sqrt(np.mean(expected**2)) if expected.size else 0.0

@@ -48,8 +48,8 @@ def load(path: str) -> Image.Image:
             if width * height > MAX_SOURCE_PIXELS:
                 raise ImageError(f"{path}: {width}x{height} px is more than the limit of {MAX_SOURCE_PIXELS:,} px")
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _to_rgb(upright if upright is not None else image)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -68,7 +68,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def crop(image: Image.Image, box: Box, margin: float) -> Image.Image | None:

@@ -114,9 +114,24 @@ def pack(documents: Sequence[EncodedDocument], shape: BatchShape, vision: Vision
     Raises:
         PackingError: the documents do not fit; names the setting and the value that would do.
     """
+    return {name: array[0] for name, array in pack_shards([documents], shape, vision).items()}
+
+
+def pack_shards(
+    groups: Sequence[Sequence[EncodedDocument]], shape: BatchShape, vision: VisionConfig
+) -> dict[str, np.ndarray]:
+    """Returns the arrays of several shards on a leading axis, written in place: see `pack`."""
+    arrays = _empty(len(groups), shape, vision)
+    for number, documents in enumerate(groups):
+        _fill({name: array[number] for name, array in arrays.items()}, documents, shape, vision)
+    return arrays
+
+
+def _fill(
+    shard: dict[str, np.ndarray], documents: Sequence[EncodedDocument], shape: BatchShape, vision: VisionConfig
+) -> None:
     if len(documents) > shape.documents:
         raise PackingError(f"{len(documents)} documents do not fit into a batch shard of {shape.documents}")
-    shard = _empty(shape, vision)
     visual = _put_pictures(shard, documents, shape, vision)
     for index, (row, start, segment) in enumerate(_rows(documents, shape)):
         document = documents[index]
@@ -129,18 +144,17 @@ def pack(documents: Sequence[EncodedDocument], shape: BatchShape, vision: Vision
         shard["positions"][:, *here] = mrope_positions(is_image, grids, vision.spatial_merge_size)
         shard["image_slots"][here][is_image] = visual[index]
         shard["document_of_segment"][row, segment] = index
-    return shard
 
 
-def _empty(shape: BatchShape, vision: VisionConfig) -> dict[str, np.ndarray]:
-    tokens, patches = (shape.rows, shape.row_tokens), (shape.image_slots, shape.slot_patches)
+def _empty(shards: int, shape: BatchShape, vision: VisionConfig) -> dict[str, np.ndarray]:
+    tokens, patches = (shards, shape.rows, shape.row_tokens), (shards, shape.image_slots, shape.slot_patches)
     return {
         "tokens": np.zeros(tokens, np.int32),
         "segment_ids": np.zeros(tokens, np.int32),
-        "positions": np.zeros((3, *tokens), np.int32),
+        "positions": np.zeros((shards, 3, shape.rows, shape.row_tokens), np.int32),
         "roles": np.zeros(tokens, np.int32),
         "image_slots": np.full(tokens, -1, np.int32),
-        "document_of_segment": np.full((shape.rows, shape.segments + 1), -1, np.int32),
+        "document_of_segment": np.full((shards, shape.rows, shape.segments + 1), -1, np.int32),
         "patches": np.zeros((*patches, vision.patch_dim), np.float32),
         "patch_picture": np.zeros(patches, np.int32),
         "patch_window": np.zeros(patches, np.int32),

@@ -23,7 +23,7 @@ from moon_jax.data.documents import (
     query_document,
 )
 from moon_jax.data.images import ImageError, Picture
-from moon_jax.data.packing import BatchShape, Bound, document_bound, pack, plan_shape
+from moon_jax.data.packing import BatchShape, Bound, document_bound, pack_shards, plan_shape
 from moon_jax.data.records import DataError, Dataset
 from moon_jax.data.sampling import Row, Sampler, balanced, quotas
 from moon_jax.data.tokenizer import Tokenizer
@@ -120,28 +120,22 @@ class TrainBatches:
             PackingError: `config.data.rows` or another size was set too small for this batch.
         """
         rows, info = self.sampler.rows(step)
-        tally = _Tally()
-        shards = [self._shard(step, shard, rows, tally) for shard in self.host_shards]
-        arrays = {name: np.stack([shard[name] for shard in shards]) for name in shards[0]}
+        n, tally = self.triplets, _Tally()
+        own = [[self._load(step, i, rows[i], tally) for i in range(g * n, (g + 1) * n)] for g in self.host_shards]
+        documents = [[documents[part] for part in range(3) for _, documents in shard] for shard in own]
+        arrays = pack_shards(documents, self.shape, self.config.model.vision)
+        for part, name in enumerate(("query", "positive", "negative")):
+            arrays[name] = np.tile(np.arange(part * n, (part + 1) * n, dtype=np.int32), (len(own), 1))
+        number = self.dataset.numbers
+        products = [[(number[row.triplet.positive.id], number[row.negative.id]) for row, _ in shard] for shard in own]
+        arrays["positive_product"], arrays["negative_product"] = np.moveaxis(np.array(products, np.int32), 2, 0)
         info |= {
-            "triplets": len(self.host_shards) * self.triplets,
+            "triplets": len(own) * n,
             "skipped_triplets": len(tally.broken),
             "cut_texts": tally.cut_texts,
             "missing_boxes": tally.missing_boxes,
         }
         return Batch(arrays, info, tuple(tally.broken))
-
-    def _shard(self, step: int, shard: int, rows: Sequence[Row], tally: _Tally) -> dict[str, np.ndarray]:
-        n = self.triplets
-        chosen = [self._load(step, i, rows[i], tally) for i in range(shard * n, (shard + 1) * n)]
-        documents = [encoded[part] for part in range(3) for _, encoded in chosen]
-        arrays = pack(documents, self.shape, self.config.model.vision)
-        for part, name in enumerate(("query", "positive", "negative")):
-            arrays[name] = np.arange(part * n, (part + 1) * n, dtype=np.int32)
-        numbers = self.dataset.numbers
-        arrays["positive_product"] = np.array([numbers[row.triplet.positive.id] for row, _ in chosen], np.int32)
-        arrays["negative_product"] = np.array([numbers[row.negative.id] for row, _ in chosen], np.int32)
-        return arrays
 
     def _load(self, step: int, index: int, row: Row, tally: _Tally) -> tuple[Row, list[EncodedDocument]]:
         """Returns the row's three documents; if a picture is broken and that may be skipped, those of a spare row."""
@@ -210,12 +204,9 @@ class DocumentBatches:
                 document with nothing else gets a white picture, so that every document has its embedding.
         """
         tally, size = _Tally(), self.shape.documents
-        shards = []
-        for shard in self.host_shards:
-            start = (step * self.shards + shard) * size
-            encoded = [self._encode(document, tally) for document in self.documents[start : start + size]]
-            shards.append(pack(encoded, self.shape, self.config.model.vision))
-        arrays = {name: np.stack([shard[name] for shard in shards]) for name in shards[0]}
+        starts = [(step * self.shards + shard) * size for shard in self.host_shards]
+        own = [[self._encode(document, tally) for document in self.documents[start : start + size]] for start in starts]
+        arrays = pack_shards(own, self.shape, self.config.model.vision)
         info = {
             "broken_pictures": len(tally.broken),
             "cut_texts": tally.cut_texts,

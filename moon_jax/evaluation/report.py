@@ -14,6 +14,8 @@ def table(results: Mapping[str, Any]) -> str:
     text; "chance" is the first recall column of a random ranking.
     """
     rows = results["rows"]
+    if len(results["counts"]["listings"]) == 1:  # the rows over all parts would repeat those of the only one
+        rows = [row for row in rows if row["part"]]
     ks = list(rows[0]["recall"])
     header = ["set", "part", "query", "kind", "method", *(f"R@{k}" for k in ks), "MRR"]
     header += ["queries", "lacking", "gallery", "chance"]

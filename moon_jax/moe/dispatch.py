@@ -106,7 +106,7 @@ def slots(
 
 
 def _capacity(total: int, config: MoEConfig) -> np.ndarray:
-    """Returns how many of the `total` tokens of an expert group each expert takes, int [experts]; 0 = dropless = all."""
+    """Returns how many of the `total` tokens of an expert group each expert takes, int [experts]; 0 set = all."""
     general = math.ceil(config.capacity_factor * total * config.top_k / (config.experts - 2)) or total
     capacity = np.full(config.experts, min(general, total))
     capacity[[CATEGORY_EXPERT, attribute_expert(config.experts)]] = min(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from moon_jax.config import MoEConfig, Role
@@ -112,7 +113,7 @@ def upcycle(ffn: dict[str, Any], config: MoEConfig, key: jax.Array, noise: float
     layers, width, _ = ffn["gate"].shape
     keys = dict(zip((*ffn, "router"), jax.random.split(key, 4), strict=True))
 
-    def copies(name: str, weight: jax.Array) -> jax.Array:
+    def copies(name: str, weight: ArrayLike) -> jax.Array:
         experts = jnp.repeat(jnp.asarray(weight)[:, None], config.experts, axis=1)
         if noise:
             experts += noise * jnp.std(weight) * jax.random.normal(keys[name], experts.shape, experts.dtype)

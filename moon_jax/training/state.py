@@ -109,7 +109,7 @@ class Trainer:
         ring = state.ring and rings.push(state.ring, entries, products)
         metrics |= {
             "loss": loss,
-            "grad_norm": optax.global_norm(gradients),
+            "grad_norm": optax.tree.norm(gradients),
             "lr": schedule(self.config.train)(state.step),
         }
         return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, ring), metrics

@@ -38,7 +38,9 @@ def oracle(triplets, past, config):
         candidates += [("p", j, p[j], p_id[j]) for j in group if j != i]
         candidates += [("n", j, n[j], n_id[j]) for j in group if j != i]
         for vectors, products in past:
-            candidates += [(None, None, v, c) for v, c in zip(vectors.reshape(-1, D), products.reshape(-1), strict=True)]
+            candidates += [
+                (None, None, v, c) for v, c in zip(vectors.reshape(-1, D), products.reshape(-1), strict=True)
+            ]
         seen, kept = {p_id[i]}, []
         for candidate in candidates:
             if config.mask_false_negatives and candidate[3] in seen:
@@ -201,9 +203,7 @@ def test_a_repeat_in_another_group_masks_nothing():
 def test_hand_computed():
     """Two triplets at tau = 1; q1 = p1 = n2 = (1, 0) and q2 = p2 = n1 = (0, 1)."""
     e1, e2 = np.eye(2, dtype=np.float32)
-    triplets = Triplets(
-        np.stack([e1, e2]), np.stack([e1, e2]), np.stack([e2, e1]), np.int32([0, 1]), np.int32([2, 3])
-    )
+    triplets = Triplets(np.stack([e1, e2]), np.stack([e1, e2]), np.stack([e2, e1]), np.int32([0, 1]), np.int32([2, 3]))
     mesh = mesh_of((1, 2, 1, 1))
 
     def loss_of(triplets, config):

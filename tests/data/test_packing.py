@@ -152,6 +152,16 @@ def test_planned_shape_holds_for_every_mixture_within_its_bounds(seed, row_token
         assert len(np.unique(shard["document_of_segment"])) == 1 + len(documents)
 
 
+def test_mixed_lengths_in_a_bad_order_need_no_more_rows_than_planned():
+    """In the order given, first-fit would leave 10 tokens of both rows empty and have none for the last document."""
+    data = dataclasses.replace(DATA, row_tokens=100)
+    shape = packing.plan_shape([packing.Bound(2, 50, 0), packing.Bound(5, 20, 0)], data, VISION)
+    assert shape.rows == 2
+    rng = np.random.default_rng(0)
+    documents = [document(rng, text=length - 1) for length in (50, 20, 20, 50, 20, 20, 20)]
+    assert (packing.pack(documents, shape, VISION)["segment_ids"] > 0).all()
+
+
 def test_worst_case_takes_one_row_a_document_and_one_slot_a_picture():
     shape = packing.batch_shape(6, DATA, VISION)
     longest = 2 * (2 + 30) + 12 + 6 + 8 + 2  # two pictures, three texts, two separators

@@ -15,7 +15,11 @@ PICTURE = ImageRef("/nowhere.png")
 
 
 def product(number, **changes):
-    known = {"title": f"thing {number}", "category": ("all", f"group {number % 3}"), "attributes": (("n", (str(number),)),)}
+    known = {
+        "title": f"thing {number}",
+        "category": ("all", f"group {number % 3}"),
+        "attributes": (("n", (str(number),)),),
+    }
     return Product(**{"id": f"p{number:03}", **known, **changes})
 
 
@@ -86,20 +90,25 @@ def test_every_lap_draws_every_triplet_once_in_another_order():
 
 
 def presence(rows):
-    """Per row (category, attributes) present in the positive and in the negative, as their documents will have them."""
+    """Per row (category, attributes) present in the positive and in the negative, as in their documents."""
     return [
-        [(row.aspects and bool(p.category), row.aspects and bool(p.attributes)) for p in (row.triplet.positive, row.negative)]
+        [
+            (row.aspects and bool(p.category), row.aspects and bool(p.attributes))
+            for p in (row.triplet.positive, row.negative)
+        ]
         for row in rows
     ]
 
 
 def test_presence_of_aspect_texts_does_not_tell_positives_from_negatives():
-    """Catalogue with holes, most of them in negatives: every form is as frequent on either side, within each triplet."""
+    """A catalogue with holes, most of them in negatives: within each triplet both sides have the same form."""
     rng = np.random.default_rng(0)
 
     def holed(p, share):
         return dataclasses.replace(
-            p, category=p.category if rng.random() > share else (), attributes=p.attributes if rng.random() > share else ()
+            p,
+            category=p.category if rng.random() > share else (),
+            attributes=p.attributes if rng.random() > share else (),
         )
 
     made = [

@@ -98,7 +98,9 @@ def oracle(tokens, ids, weights, experts, kept=None):
 @jax.jit
 def plain(tokens, weights, experts, ids):
     """The formula on one device, for its gradients."""
-    hidden = jax.nn.silu(jnp.einsum("td,ndf->tnf", tokens, experts.gate)) * jnp.einsum("td,ndf->tnf", tokens, experts.up)
+    hidden = jax.nn.silu(jnp.einsum("td,ndf->tnf", tokens, experts.gate)) * jnp.einsum(
+        "td,ndf->tnf", tokens, experts.up
+    )
     y = jnp.einsum("tnf,nfd->tnd", hidden, experts.down)
     return jnp.einsum("tr,trn,tnd->td", weights, jax.nn.one_hot(ids, N), y)
 
@@ -146,7 +148,9 @@ def test_dropless(strategy, shape):
         _, pull = jax.vjp(functools.partial(plain, ids=ids), tokens, weights, experts)
         (to_tokens, to_weights, to_experts), (x, w, e) = gradients, pull(cotangent)
         assert_close(to_tokens, x, 1e-5, f"{pattern}: gradient of tokens")
-        taken = ids < N  # the weight of a route that is not taken is no number of the model: nobody asks for its gradient
+        taken = (
+            ids < N
+        )  # the weight of a route that is not taken is no number of the model: nobody asks for its gradient
         assert_close(np.where(taken, to_weights, 0), np.where(taken, w, 0), 1e-5, f"{pattern}: gradient of weights")
         assert np.isfinite(to_weights).all()
         for name, got, want in zip(Experts._fields, to_experts, e, strict=True):

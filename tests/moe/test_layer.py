@@ -39,7 +39,7 @@ def visits(logits, roles, config):
         if role == Role.PADDING:
             out.append({})
             continue
-        active = sorted(GENERAL, key=lambda e: -g[e])[: config.top_k]  # noqa: B023
+        active = sorted(GENERAL, key=lambda e: -g[e])[: config.top_k]
         if role in GUIDED:
             active = [GUIDED[role]] if config.guided == "exclusive" else [*active, GUIDED[role]]
         z = np.exp(g[active] if config.gate == "softmax_active" else g).sum()
@@ -81,9 +81,7 @@ def compiled(shape, config):
     """Returns (params, x, roles) -> (out, auxiliary loss, health), and the gradients of <out, x> + auxiliary loss."""
     mesh = mesh_of(shape)
     graphdef, state = nnx.split(GuidedMoE(D, F, config, nnx.Rngs(params=0)))
-    specs = {
-        name: partition_spec(p.get_metadata("axes"), p[...].ndim) for name, p in nnx.to_flat_state(state) for name in name
-    }
+    specs = {path[0]: partition_spec(p.get_metadata("axes"), p[...].ndim) for path, p in nnx.to_flat_state(state)}
 
     def local(params, x, roles):
         out, stats = gathered(nnx.merge(graphdef, params), x.dtype)(x, roles)

@@ -76,7 +76,9 @@ def test_shapes_and_copies():
     for name, weight in ffn.items():
         np.testing.assert_array_equal(params[name], np.broadcast_to(weight[:, None], params[name].shape))
     assert params["router"].dtype == jnp.float32
-    assert np.std(params["router"]) == pytest.approx(0.02, rel=0.3), "a small random router: no expert wins by the index"
+    assert np.std(params["router"]) == pytest.approx(0.02, rel=0.3), (
+        "a small random router: no expert wins by the index"
+    )
     other = upcycle(ffn, MoEConfig(), jax.random.key(1))["router"]
     assert np.abs(params["router"] - other).max() > 0
 
