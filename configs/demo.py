@@ -19,6 +19,7 @@ def get_config(arg: str = ""):
     c.data.title_tokens = 24
     c.data.category_tokens = 20
     c.data.attribute_tokens = 28
+    c.data.row_tokens, c.data.rows = 256, 31  # a batch has 5,700 tokens, 240 more or less; 0 = room for the worst one
     c.model.attention = "bidirectional"
     c.model.vision.update(
         depth=4, hidden_size=96, intermediate_size=256, num_heads=4, patch_size=8, window_size=32,

@@ -18,6 +18,8 @@ from moon_jax.training.state import Trainer, TrainState
 
 Shape = tuple[int, int, int, int]  # data, fsdp, expert, tensor
 
+QUICK = {"xla_backend_optimization_level": 0}  # compiler options: the same program, less time spent on machine code
+
 ONE: Shape = (1, 1, 1, 1)
 EIGHT: tuple[Shape, ...] = ((8, 1, 1, 1), (2, 2, 2, 1), (1, 2, 4, 1), (1, 2, 2, 2))
 
@@ -96,8 +98,7 @@ class Step:
     def compile(self, state: TrainState, batch: Mapping[str, jax.Array]) -> Any:
         if self.compiled is None:
             step = self.trainer.train_step(3 * self.config.train.batch_size // self.shards)
-            # the same program, with less time spent on machine code
-            self.compiled = step.lower(state, batch).compile(compiler_options={"xla_backend_optimization_level": 0})
+            self.compiled = step.lower(state, batch).compile(compiler_options=QUICK)
         return self.compiled
 
     def run(self, batch: Mapping[str, np.ndarray], steps: int = 1, params: Any = None) -> list[Result]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from meshes import assert_close, mesh_of, name_of
+from meshes import QUICK, assert_close, mesh_of, name_of
 
 from moon_jax.config import LossConfig
 from moon_jax.contrastive import ring as rings
@@ -109,7 +109,7 @@ def compiled(shape, config, ring):
             argnums=(0, 1, 2, 3),
             has_aux=True,
         )
-    return mesh, jax.jit(value_and_grad)
+    return mesh, jax.jit(value_and_grad, compiler_options=QUICK)
 
 
 def evaluate(shape, config, triplets, ring=None):

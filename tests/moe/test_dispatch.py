@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from meshes import EIGHT, ONE, assert_close, mesh_of, name_of
+from meshes import EIGHT, ONE, QUICK, assert_close, mesh_of, name_of
 
 from moon_jax.config import MoEConfig
 from moon_jax.moe.dispatch import STRATEGIES, Experts
@@ -118,7 +118,7 @@ def compiled(strategy, shape, config):
     specs = (BATCH_SPEC, BATCH_SPEC, EXPERT_SPECS, BATCH_SPEC)
     sharded = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=(BATCH_SPEC, P()))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=QUICK)
     def run(tokens, weights, experts, ids, cotangent):
         out, pull, dropped = jax.vjp(lambda *args: sharded(*args, ids), tokens, weights, experts, has_aux=True)
         return out, dropped, pull(cotangent)
@@ -167,7 +167,7 @@ def places_of(shape, capacity_factor, guided_capacity):
     return group, {e: guided if e in (CATEGORY, ATTRIBUTE) else general for e in range(N)}
 
 
-@pytest.mark.parametrize("shape", [ONE, (2, 2, 2, 1), (1, 2, 4, 1), (1, 2, 2, 2)], ids=name_of)
+@pytest.mark.parametrize("shape", [(2, 2, 2, 1), (1, 2, 4, 1), (1, 2, 2, 2)], ids=name_of)
 @pytest.mark.parametrize(("capacity_factor", "guided_capacity"), [(1.0, 0.2), (0.5, 0.0), (0.0, 0.1)])
 def test_capacity_drops_the_later_tokens(shape, capacity_factor, guided_capacity):
     config = config_of(strategy="slots", capacity_factor=capacity_factor, guided_capacity=guided_capacity)

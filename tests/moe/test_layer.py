@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from meshes import ONE, assert_close, mesh_of, name_of
+from meshes import ONE, QUICK, assert_close, mesh_of, name_of
 
 from moon_jax.config import MoEConfig, Role
 from moon_jax.models.layers import gathered
@@ -96,7 +96,7 @@ def compiled(shape, config):
         out, auxiliary, health = sharded(params, x, roles)
         return (out * x).sum() + auxiliary, (out, auxiliary, health)
 
-    fn = jax.jit(jax.value_and_grad(objective, has_aux=True))
+    fn = jax.jit(jax.value_and_grad(objective, has_aux=True), compiler_options=QUICK)
 
     def run(params, x, roles):
         put = lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec))  # noqa: E731

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from meshes import assert_close, mesh_of
+from meshes import QUICK, assert_close, mesh_of
 
 from moon_jax.config import MoEConfig, Role
 from moon_jax.models.layers import gathered
@@ -42,7 +42,7 @@ def moe_out(params, layer, config, x, roles):
     )  # fmt: skip
     put = lambda leaf, spec: jax.device_put(np.asarray(leaf), jax.sharding.NamedSharding(mesh, spec))  # noqa: E731
     params = {name: put(w[layer], specs[name]) for name, w in params.items()}
-    return np.asarray(jax.jit(fn)(params, put(x, BATCH_SPEC), put(roles, BATCH_SPEC)))
+    return np.asarray(jax.jit(fn, compiler_options=QUICK)(params, put(x, BATCH_SPEC), put(roles, BATCH_SPEC)))
 
 
 @pytest.mark.parametrize("guided", ["add", "exclusive"])

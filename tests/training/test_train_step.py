@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fake_batch import fake_batch, tiny_config
 from flax import nnx
-from meshes import EIGHT, ONE, Step, assert_close, draw, leaves, mesh_of, name_of, step_on
+from meshes import EIGHT, ONE, QUICK, Step, assert_close, draw, leaves, mesh_of, name_of, step_on
 
 from moon_jax.config import Role
 from moon_jax.models import moon
@@ -121,7 +121,7 @@ def test_the_ring_holds_embeddings_of_before_the_update():
             mesh=step.mesh, in_specs=(specs, BATCH_SPEC), out_specs=BATCH_SPEC,
         )  # fmt: skip
         embed = jax.jit(forward).lower(step.state(before).params, shards)
-        embed = embed.compile(compiler_options={"xla_backend_optimization_level": 0})
+        embed = embed.compile(compiler_options=QUICK)
         for result, params, place in ((results[0], before, 0), (results[1], after, 1)):
             vectors = np.asarray(embed(step.state(params).params, shards))
             np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
@@ -248,7 +248,7 @@ def test_init_is_the_same_on_every_mesh():
     sharded = Trainer(config, mesh_of((2, 2, 2, 1))).init(3)
     key = jax.random.key(3)
     build = jax.jit(lambda key: moon.build(config.model, config.moe, key)[1])
-    expected = build.lower(key).compile(compiler_options={"xla_backend_optimization_level": 0})(key)
+    expected = build.lower(key).compile(compiler_options=QUICK)(key)
     for name, value in leaves(expected).items():
         np.testing.assert_allclose(leaves(sharded.params)[name], value, rtol=0, atol=1e-6, err_msg=name)
     assert int(sharded.step) == 0
