@@ -22,7 +22,7 @@ def get_config(arg: str = "both"):
     c.data.title_tokens = 64
     c.data.category_tokens = 16
     c.data.attribute_tokens = 32
-    c.data.row_tokens, c.data.rows = 304, 30  # a batch has 6,600 tokens, 270 more or less; 0 = room for the worst one
+    c.data.row_tokens, c.data.rows = 304, 17  # a batch has 3,300 tokens, 200 more or less; 0 = room for the worst one
     c.model.attention = "bidirectional"
     c.model.vision.update(
         depth=4, hidden_size=128, intermediate_size=320, num_heads=4, patch_size=8, window_size=32,
@@ -33,13 +33,13 @@ def get_config(arg: str = "both"):
         num_key_value_heads=2, head_dim=32, mrope_section=(4, 6, 6),
     )  # fmt: skip
     c.moe.update(experts=4, top_k=1, capacity_factor=1.25, guided_capacity=0.25, balance_loss=0.01)
-    c.train.batch_size = 32
-    c.train.steps = 1500
+    c.train.batch_size = 16
+    c.train.steps = 2200
     c.train.lr = 1e-3
     c.train.weight_decay = 0.05
     c.train.log_every = 20
-    c.train.checkpoint_every = 250
-    c.eval.every = 250
+    c.train.checkpoint_every = 550
+    c.eval.every = 550
     c.eval.metric = "seen/image/R@1"
     c.eval.color_histogram = True
     choice = apply(c, arg.split(","), tuple(PARTS))

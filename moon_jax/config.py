@@ -161,9 +161,9 @@ class DataConfig:
     aspect_dropout: float = 0.5  # share of triplets whose category and attribute texts are left out
     aspect_only: float = 0.05  # share of triplets whose positive is category and attribute texts only
     modality_mix: tuple[int, int, int] = (12, 3, 2)  # query: image, text, image + text (paper 5.1)
-    row_tokens: int = 0  # tokens of a packed row; 0 = the longest possible document
-    rows: int = 0  # rows of a batch shard; 0 = enough for every possible batch
-    image_slots: int = 0  # picture slots of a batch shard; 0 = enough for every possible batch
+    row_tokens: int = 0  # tokens of a packed row of a training batch; 0 = the longest possible document
+    rows: int = 0  # rows of a shard of a training batch; 0 = enough for every possible one
+    image_slots: int = 0  # picture slots of a shard of a training batch; 0 = enough for every possible one
     workers: int = 0  # processes that prepare batches; 0 = threads of this process
     prefetch: int = 2  # batches prepared ahead
     on_error: str = "raise"  # "raise" | "skip": what a missing or broken picture or record does

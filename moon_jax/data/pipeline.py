@@ -189,7 +189,8 @@ class DocumentBatches:
         """
         self.documents, self.tokenizer, self.config = documents, tokenizer, config
         self.shards, self.host_shards = shards, host_shards
-        data, vision = config.data, config.model.vision
+        # The sizes that config.data may set are of a training batch; here every list of documents must fit.
+        data, vision = dataclasses.replace(config.data, row_tokens=0, rows=0, image_slots=0), config.model.vision
         pictures = max((sum(images.count(i, data) for i in d.images) for d in documents), default=0)
         self.shape = plan_shape([document_bound(config.eval.batch_documents, data, vision, pictures)], data, vision)
 

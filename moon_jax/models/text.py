@@ -23,7 +23,7 @@ class FFN(nnx.Module):
         d, f = config.hidden_size, config.intermediate_size
         self.gate = normal(rngs, (d, f), ("embed", "ffn"), d)
         self.up = normal(rngs, (d, f), ("embed", "ffn"), d)
-        self.down = normal(rngs, (f, d), ("ffn", "embed"), f)
+        self.down = normal(rngs, (f, d), ("ffn", "embed"), f * 2 * config.num_hidden_layers)
 
     def __call__(self, x: Float[Array, "r s d"]) -> Float[Array, "r s d"]:
         """Returns down(silu(gate x) * up x)."""
@@ -37,6 +37,7 @@ class TextLayer(nnx.Module):
     def __init__(self, config: TextConfig, moe: MoEConfig, rngs: nnx.Rngs):
         d, k, hd = config.hidden_size, config.num_key_value_heads, config.head_dim
         g = config.num_attention_heads // k
+        branches = 2 * config.num_hidden_layers  # what is added to the residual stream starts smaller
         self.norm1, self.norm2 = ones(d), ones(d)
         self.q = normal(rngs, (d, k, g, hd), ("embed", "kv", "group", "head_dim"), d)
         self.q_bias = zeros((k, g, hd), ("kv", "group", "head_dim"))
@@ -44,9 +45,9 @@ class TextLayer(nnx.Module):
         self.k_bias = zeros((k, hd), ("kv", "head_dim"))
         self.v = normal(rngs, (d, k, hd), ("embed", "kv", "head_dim"), d)
         self.v_bias = zeros((k, hd), ("kv", "head_dim"))
-        self.o = normal(rngs, (k, g, hd, d), ("kv", "group", "head_dim", "embed"), k * g * hd)
+        self.o = normal(rngs, (k, g, hd, d), ("kv", "group", "head_dim", "embed"), k * g * hd * branches)
         if moe.experts:
-            self.moe = GuidedMoE(config.hidden_size, config.intermediate_size, moe, rngs)
+            self.moe = GuidedMoE(config.hidden_size, config.intermediate_size, branches, moe, rngs)
         else:
             self.ffn = FFN(config, rngs)
 

@@ -23,16 +23,17 @@ class VisionBlock(nnx.Module):
 
     def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
         d, f, h, hd = config.hidden_size, config.intermediate_size, config.num_heads, config.head_dim
+        branches = 2 * config.depth  # what is added to the residual stream starts smaller the more there is of it
         self.norm1, self.norm2 = ones(d), ones(d)
         self.qkv = normal(rngs, (d, 3, h, hd), ("vision_embed", "qkv", "heads", "head_dim"), d)
         self.qkv_bias = zeros((3, h, hd), ("qkv", "heads", "head_dim"))
-        self.proj = normal(rngs, (h, hd, d), ("heads", "head_dim", "vision_embed"), d)
+        self.proj = normal(rngs, (h, hd, d), ("heads", "head_dim", "vision_embed"), d * branches)
         self.proj_bias = zeros((d,), ("norm",))
         self.gate = normal(rngs, (d, f), ("vision_embed", "ffn"), d)
         self.gate_bias = zeros((f,), ("ffn",))
         self.up = normal(rngs, (d, f), ("vision_embed", "ffn"), d)
         self.up_bias = zeros((f,), ("ffn",))
-        self.down = normal(rngs, (f, d), ("ffn", "vision_embed"), f)
+        self.down = normal(rngs, (f, d), ("ffn", "vision_embed"), f * branches)
         self.down_bias = zeros((d,), ("norm",))
 
     def __call__(

@@ -35,13 +35,13 @@ class GuidedMoE(nnx.Module):
     Equation of the paper's section 3.1; numbering of the experts: moe/routing.py.
     """
 
-    def __init__(self, width: int, hidden: int, config: MoEConfig, rngs: nnx.Rngs):
+    def __init__(self, width: int, hidden: int, branches: int, config: MoEConfig, rngs: nnx.Rngs):
         n, wide = config.experts, ("experts", "embed", "ffn")
         draw = lambda shape, std, axes: nnx.Param(jax.random.normal(rngs.params(), shape) * std, axes=axes)  # noqa: E731
         self.router = draw((width, n), ROUTER_STD, ("embed", "routes"))
         self.gate = draw((n, width, hidden), width**-0.5, wide)
         self.up = draw((n, width, hidden), width**-0.5, wide)
-        self.down = draw((n, hidden, width), hidden**-0.5, ("experts", "ffn", "embed"))
+        self.down = draw((n, hidden, width), (hidden * branches) ** -0.5, ("experts", "ffn", "embed"))
         self.config = config
 
     def __call__(self, x: Float[Array, "r s d"], roles: Int[Array, "r s"]) -> tuple[Float[Array, "r s d"], RouterStats]:

@@ -80,7 +80,7 @@ def expected(x, roles, params, config):
 def compiled(shape, config):
     """Returns (params, x, roles) -> (out, auxiliary loss, health), and the gradients of <out, x> + auxiliary loss."""
     mesh = mesh_of(shape)
-    graphdef, state = nnx.split(GuidedMoE(D, F, config, nnx.Rngs(params=0)))
+    graphdef, state = nnx.split(GuidedMoE(D, F, 1, config, nnx.Rngs(params=0)))
     specs = {path[0]: partition_spec(p.get_metadata("axes"), p[...].ndim) for path, p in nnx.to_flat_state(state)}
 
     def local(params, x, roles):

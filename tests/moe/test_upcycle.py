@@ -34,7 +34,7 @@ def dense_out(ffn, layer, x):
 
 def moe_out(params, layer, config, x, roles):
     mesh = mesh_of((2, 2, 2, 1))
-    graphdef, state = nnx.split(GuidedMoE(D, F, config, nnx.Rngs(params=0)))
+    graphdef, state = nnx.split(GuidedMoE(D, F, 1, config, nnx.Rngs(params=0)))
     specs = {path[0]: partition_spec(p.get_metadata("axes"), p[...].ndim) for path, p in nnx.to_flat_state(state)}
     fn = jax.shard_map(
         lambda params, x, roles: gathered(nnx.merge(graphdef, params), x.dtype)(x, roles)[0],
