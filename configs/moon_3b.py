@@ -1,6 +1,6 @@
 """The paper's recipe at full size: Qwen2.5-VL-3B, 8 experts in every FFN, about 20.8 B parameters.
 
-    python -m moon_jax.train --config=configs/moon_3b.py --config.data.path=/data/mbe --workdir=gs://bucket/run
+    python -m moon_jax.train --config=configs/moon_3b.py --config.data.path=/data/mbe --workdir=runs/moon_3b
 
 What the paper states: the mix of modalities, cosine schedule, warm-up ratio 0.05, hard negatives, spatial and temporal
 negatives. What it leaves open is ours: see the README's table. Argument: no_crop, no_moe, no_neg, joined by commas.

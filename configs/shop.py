@@ -15,31 +15,33 @@ def get_config(arg: str = "both"):
     c = defaults()
     c.name = "shop"
     c.data.path = "../shared/data"
-    c.data.min_pixels, c.data.max_pixels = 32 * 32, 64 * 64
+    c.data.min_pixels, c.data.max_pixels = 32 * 32, 96 * 96
     c.data.max_aspect = 4.0
     c.data.augment = True
     c.data.description = True
-    c.data.title_tokens = 64
+    c.data.title_tokens = 48
     c.data.category_tokens = 16
     c.data.attribute_tokens = 32
-    c.data.row_tokens, c.data.rows = 304, 17  # a batch has 3,300 tokens, 200 more or less; 0 = room for the worst one
+    c.data.row_tokens, c.data.row_share = 256, 0.75
     c.model.attention = "bidirectional"
     c.model.vision.update(
-        depth=4, hidden_size=128, intermediate_size=320, num_heads=4, patch_size=8, window_size=32,
-        fullatt_block_indexes=(1, 3),
+        depth=2, hidden_size=128, intermediate_size=256, num_heads=4, patch_size=16, window_size=64,
+        fullatt_block_indexes=(1,),
     )  # fmt: skip
     c.model.text.update(
-        vocab_size=2048, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
+        vocab_size=2048, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=32, mrope_section=(4, 6, 6),
     )  # fmt: skip
-    c.moe.update(experts=4, top_k=1, capacity_factor=1.25, guided_capacity=0.25, balance_loss=0.01)
-    c.train.batch_size = 16
-    c.train.steps = 2200
-    c.train.lr = 1e-3
+    c.moe.update(experts=4, top_k=1, gate="softmax_all", capacity_factor=1.25, guided_capacity=0.25, balance_loss=0.01)
+    c.loss.temperature = 0.07
+    c.loss.ring_warmup_steps = 850
+    c.train.batch_size = 32
+    c.train.steps = 1700
+    c.train.lr = 2e-3
     c.train.weight_decay = 0.05
     c.train.log_every = 20
-    c.train.checkpoint_every = 550
-    c.eval.every = 550
+    c.train.checkpoint_every = 850
+    c.eval.every = 850
     c.eval.metric = "seen/image/R@1"
     c.eval.color_histogram = True
     choice = apply(c, arg.split(","), tuple(PARTS))

@@ -123,6 +123,7 @@ class LossConfig:
 
     temperature: float = 0.05
     ring_batches: int = 2  # k: past global batches whose positives and hard negatives stay as negatives
+    ring_warmup_steps: int = 0  # nothing is kept before this step: a model drawn at random moves too fast at first
     mask_false_negatives: bool = True
     group_size: int = 0  # > 0: negatives only from the query's own group of this many triplets (no_neg ablation)
 
@@ -152,7 +153,9 @@ class DataConfig:
     images_per_item: int = 1
     min_pixels: int = 56 * 56
     max_pixels: int = 448 * 448
-    max_aspect: float = 16.0  # a longer strip is padded with white to this ratio, or it would set the size of every slot
+    max_aspect: float = (
+        16.0  # a longer strip is padded with white to this ratio, or it would set the size of every slot
+    )
     augment: bool = False  # random crop, flip and light changes of the training pictures, a function of (seed, step)
     description: bool = False  # append an item's description to its title
     title_tokens: int = 96  # longer segments are cut, and counted
@@ -163,10 +166,12 @@ class DataConfig:
     modality_mix: tuple[int, int, int] = (12, 3, 2)  # query: image, text, image + text (paper 5.1)
     row_tokens: int = 0  # tokens of a packed row of a training batch; 0 = the longest possible document
     rows: int = 0  # rows of a shard of a training batch; 0 = enough for every possible one
+    row_share: float = 1.0  # with rows = 0: rows as a share of the worst case; a batch of more takes the worst case
     image_slots: int = 0  # picture slots of a shard of a training batch; 0 = enough for every possible one
     workers: int = 0  # processes that prepare batches; 0 = threads of this process
     prefetch: int = 2  # batches prepared ahead
     on_error: str = "raise"  # "raise" | "skip": what a missing or broken picture or record does
+    check_pictures: bool = True  # read every picture's header before training starts
     max_skipped_share: float = 0.01  # more than this share skipped stops the run
     prompt: PromptConfig = PromptConfig()
 
@@ -287,94 +292,9 @@ def resolve(config_dict: ml_collections.ConfigDict | Mapping[str, Any]) -> Confi
     problems: list[str] = []
     config = _build(Config, config_dict, "", problems)
     if not problems:
-        problems = _check(config)
+        from moon_jax.config_rules import problems_of  # they need the classes above
+
+        problems = problems_of(config)
     if problems:
         raise ConfigError("the config cannot be used:\n" + "\n".join(f"  - {p}" for p in problems))
     return config
-
-
-def _check(c: Config) -> list[str]:
-    """Returns what is wrong with values that have the right types but cannot work together."""
-    text, vision, moe, loss, data, train = c.model.text, c.model.vision, c.moe, c.loss, c.data, c.train
-    choices = [
-        ("model.attention", c.model.attention, ("causal", "bidirectional")),
-        ("model.attention_impl", c.model.attention_impl, ("xla",)),
-        ("model.dtype", c.model.dtype, ("float32", "bfloat16")),
-        ("moe.gate", moe.gate, ("softmax_active", "softmax_all")),
-        ("moe.guided", moe.guided, ("add", "exclusive")),
-        ("data.format", data.format, ("jsonl", "mbe", "catalogue")),
-        ("data.on_error", data.on_error, ("raise", "skip")),
-    ]
-    problems = [f"config.{k} is {v!r}; it must be one of {', '.join(o)}" for k, v, o in choices if v not in o]
-
-    def need(ok: bool, message: str) -> None:
-        if not ok:
-            problems.append(message)
-
-    positive = {
-        "train.steps": train.steps, "train.batch_size": train.batch_size, "train.log_every": train.log_every,
-        "train.checkpoint_every": train.checkpoint_every, "train.keep_checkpoints": train.keep_checkpoints,
-        "train.lr": train.lr, "train.clip_norm": train.clip_norm, "loss.temperature": loss.temperature,
-        "data.images_per_item": data.images_per_item, "data.title_tokens": data.title_tokens,
-        "data.prefetch": data.prefetch, "eval.batch_documents": c.eval.batch_documents,
-        "data.min_pixels": data.min_pixels, "model.text.num_hidden_layers": text.num_hidden_layers,
-        "model.vision.depth": vision.depth, "model.text.vocab_size": text.vocab_size,
-    }  # fmt: skip
-    problems += [f"config.{k} must be positive, got {v}" for k, v in positive.items() if v <= 0]
-    not_negative = {
-        "loss.ring_batches": loss.ring_batches, "loss.group_size": loss.group_size, "moe.experts": moe.experts,
-        "moe.capacity_factor": moe.capacity_factor, "moe.guided_capacity": moe.guided_capacity,
-        "data.workers": data.workers, "eval.every": c.eval.every,
-        "data.crop_margin": data.crop_margin, "data.row_tokens": data.row_tokens, "data.rows": data.rows,
-        "data.image_slots": data.image_slots,
-    }  # fmt: skip
-    problems += [f"config.{k} must not be negative, got {v}" for k, v in not_negative.items() if v < 0]
-    shares = {
-        "train.warmup_ratio": train.warmup_ratio, "data.unseen_share": data.unseen_share,
-        "data.aspect_dropout": data.aspect_dropout, "data.aspect_only": data.aspect_only,
-        "data.max_skipped_share": data.max_skipped_share,
-    }  # fmt: skip
-    problems += [f"config.{k} is a share and must lie in 0..1, got {v}" for k, v in shares.items() if not 0 <= v <= 1]
-    if problems:
-        return problems
-
-    need(
-        2 * sum(text.mrope_section) == text.head_dim,
-        f"config.model.text.mrope_section {text.mrope_section} must sum to head_dim / 2 = {text.head_dim / 2:g}",
-    )
-    need(
-        text.num_attention_heads % text.num_key_value_heads == 0,
-        "config.model.text.num_attention_heads must be a multiple of num_key_value_heads",
-    )
-    need(
-        vision.hidden_size % (4 * vision.num_heads) == 0,
-        "config.model.vision.hidden_size must be a multiple of 4 * num_heads (2-D rotary embedding)",
-    )
-    need(vision.window >= 1, "config.model.vision.window_size is smaller than one merged token")
-    need(
-        all(0 <= i < vision.depth for i in vision.fullatt_block_indexes),
-        f"config.model.vision.fullatt_block_indexes must lie in 0..{vision.depth - 1}",
-    )
-    if moe.experts:
-        need(moe.experts >= 3, f"config.moe.experts is {moe.experts}: one is for category and one for attribute tokens")
-        need(
-            1 <= moe.top_k <= moe.experts - 2,
-            f"config.moe.top_k is {moe.top_k}; it must lie in 1..experts - 2 = {moe.experts - 2}",
-        )
-    factor = vision.patch_size * vision.spatial_merge_size
-    need(
-        data.min_pixels <= data.max_pixels and data.max_pixels >= factor**2,
-        f"config.data.max_pixels must be at least min_pixels and one merged token ({factor}x{factor})",
-    )
-    need(bool(c.eval.ks) and min(c.eval.ks, default=0) > 0, f"config.eval.ks {c.eval.ks} must list positive ranks")
-    need(1 <= data.max_aspect <= 200, f"config.data.max_aspect is {data.max_aspect:g}; it must lie in 1..200")
-    need(
-        not (loss.group_size and loss.ring_batches),
-        "config.loss.group_size > 0 needs config.loss.ring_batches = 0 (negatives stay within the group)",
-    )
-    need(
-        not loss.group_size or train.batch_size % loss.group_size == 0,
-        f"config.train.batch_size {train.batch_size} must be a multiple of config.loss.group_size {loss.group_size}",
-    )
-    need(sum(data.modality_mix) > 0 and min(data.modality_mix) >= 0, "config.data.modality_mix needs a positive entry")
-    return problems

@@ -4,7 +4,9 @@ The work folder receives config.json, metrics.jsonl, tensorboard/, eval/<step>.j
 again resumes there. Every setting can be overridden, e.g. --config.train.steps=500 --config.mesh.fsdp=8.
 """
 
+import collections
 import dataclasses
+import functools
 import json
 import pathlib
 import signal
@@ -19,7 +21,7 @@ from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
 from moon_jax.config import Config, ConfigError, resolve, to_dict
-from moon_jax.data import catalogue, sources, tokenizer
+from moon_jax.data import catalogue, images, sources, tokenizer
 from moon_jax.data.pipeline import TrainBatches, stream
 from moon_jax.data.records import DataError, Dataset, training_texts
 from moon_jax.encoder import Encoder
@@ -30,8 +32,12 @@ from moon_jax.training.log import Log
 from moon_jax.training.plan import describe
 from moon_jax.training.state import Trainer, TrainState
 
-# A resumed run must agree on these; another value would silently be another run.
-_FIXED = ("model", "moe.experts", "loss.ring_batches", "train.batch_size", "train.seed", "train.steps")
+# What may change when a run is resumed; any other change would silently be another run.
+_FREE = (
+    "name", "mesh", "eval", "model.remat", "model.attention_impl", "moe.strategy", "data.path", "data.on_error",
+    "data.max_skipped_share", "data.row_tokens", "data.rows", "data.image_slots", "data.workers", "data.prefetch",
+    "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
+)  # fmt: skip
 
 
 class TrainingError(RuntimeError):
@@ -67,6 +73,8 @@ def run(config: Config, workdir: pathlib.Path, stop_step: int | None = None) -> 
         ConfigError: settings, data or an older checkpoint in workdir do not fit together.
         TrainingError: the loss is not finite.
     """
+    if config.model.dtype == "float32":  # accelerators would multiply in fewer bits by default
+        jax.config.update("jax_default_matmul_precision", "highest")
     mesh = make_mesh(config.mesh)
     trainer = Trainer(config, mesh)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -75,51 +83,56 @@ def run(config: Config, workdir: pathlib.Path, stop_step: int | None = None) -> 
     encoder = Encoder(config, mesh, words)
     train_step = trainer.train_step(batches.shape.documents)
     meta = {"config": to_dict(config), "data": dataset.fingerprint, "tokenizer": words.fingerprint}
-    stop = _StopOnSignal()
-
-    with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, config.eval.metric) as checkpoints:
+    with (
+        _StopOnSignal() as stop,
+        Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, config.eval.metric) as checkpoints,
+    ):
         state = _restore_or_init(trainer, checkpoints, config, meta)
         start, last = int(state.step), min(stop_step or config.train.steps, config.train.steps)
-        if start == 0:
+        if start == 0 and jax.process_index() == 0:
             report.write_json(meta["config"], workdir / "config.json")
-        results, saved, finished = {}, start, start
         with (
             Log(workdir, config.train.steps, start, triplets_per_step=config.train.batch_size) as log,
             jax.set_mesh(mesh),
         ):
-            previous = None
-            waiting = time.perf_counter()
-            data = config.data
-            for step, batch in stream(batches, start, last, data.workers, data.prefetch):
-                waited = time.perf_counter() - waiting
+            evaluate = functools.partial(_evaluate, dataset, encoder, config, workdir, log)
+            results, previous, waiting = {}, None, time.perf_counter()
+            counts: collections.Counter[str] = collections.Counter()
+            for step, batch in stream(batches, start, last, config.data.workers, config.data.prefetch):
+                counts.update(batch.info, data_wait_seconds=time.perf_counter() - waiting)
                 state, metrics = train_step(state, place_batch(batch.arrays, mesh))
                 if previous is not None:  # one step late, so that the device never waits for this check
                     _check_finite(previous, step)
-                previous = metrics["loss"]
-                finished = step + 1
-                stopping = stop.requested() or finished == last
-                if finished % config.train.log_every == 0 or stopping:
-                    _check_finite(metrics["loss"], finished)
-                    log.write_step(finished, metrics | batch.info | {"data_wait_seconds": waited})
-                every = config.eval.every
-                evaluating = finished == config.train.steps or (every and finished % every == 0)
-                if evaluating:
-                    with log.untimed():
-                        results = _evaluate(dataset, encoder, state, config, finished, workdir, log)
-                if evaluating or stopping or finished % config.train.checkpoint_every == 0:
-                    _check_finite(metrics["loss"], finished)
-                    with log.untimed():
-                        checkpoints.save(finished, state, meta | {"metrics": results.get("metrics", {})})
-                    saved = finished
-                if stop.requested():
-                    log.show(f"stopped by a signal after step {finished}; the same command goes on from there")
+                previous, done = metrics, step + 1
+                logging_now = done % config.train.log_every == 0
+                stopping = done == last or stop.requested(logging_now)
+                evaluating = done == config.train.steps or (config.eval.every and done % config.eval.every == 0)
+                saving = evaluating or stopping or done % config.train.checkpoint_every == 0
+                if logging_now or saving:
+                    _check_finite(metrics, done)
+                if logging_now or stopping:
+                    log.write_step(done, metrics | counts)
+                    counts.clear()
+                with log.untimed():
+                    scores = {}
+                    try:
+                        if evaluating:
+                            results = evaluate(state, done)
+                            scores = results["metrics"]
+                    finally:  # an evaluation that fails does not take the training with it
+                        if saving:
+                            checkpoints.save(done, state, meta | {"metrics": scores})
+                if stopping and done < last:
+                    log.show(f"stopped by a signal after step {done}; the same command goes on from there")
                     break
                 waiting = time.perf_counter()
-        checkpoints.wait()
-        if start == last == config.train.steps:
-            log.show(f"{workdir} is already at its last step {last}; results are in {workdir}/eval/{last}.json")
-            results = json.loads((workdir / "eval" / f"{last}.json").read_text())
-        assert saved == finished or finished == start
+            if start == config.train.steps:
+                path = workdir / "eval" / f"{start}.json"
+                log.show(f"this run is at its last step {start} already; its results are in {path}")
+                results = json.loads(path.read_text()) if path.exists() else evaluate(state, start)
+            checkpoints.wait()
+            if (best := checkpoints.best()) is not None:
+                log.show(f"best checkpoint by {config.eval.metric}: step {best}")
     return results
 
 
@@ -136,13 +149,24 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[Config, Dataset, tok
         multihost_utils.sync_global_devices("catalogue")
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
     dataset = sources.read(config.data)
+    images.check(dataset, config.data)
     folder = config.data.tokenizer
     if not folder:
         folder = workdir / "tokenizer"
-        if jax.process_index() == 0 and not (folder / "tokenizer.json").exists():
-            tokenizer.train_bpe(training_texts(dataset), folder, config.model.text.vocab_size)
+        if jax.process_index() == 0:
+            _train_tokenizer(folder, dataset, config.model.text.vocab_size)
         multihost_utils.sync_global_devices("tokenizer")
     return config, dataset, tokenizer.load(folder, config.model.text.vocab_size)
+
+
+def _train_tokenizer(folder: pathlib.Path, dataset: Dataset, vocab_size: int) -> None:
+    """Trains the tokenizer unless the folder holds the one of exactly these texts and this size."""
+    note = folder / "trained_on.json"
+    wanted = {"data": dataset.fingerprint, "vocab_size": vocab_size}
+    if not note.exists() or json.loads(note.read_text()) != wanted:
+        note.unlink(missing_ok=True)
+        tokenizer.train_bpe(training_texts(dataset), folder, vocab_size)
+        report.write_json(wanted, note)  # last: a folder without it is trained again
 
 
 def _restore_or_init(trainer: Trainer, checkpoints: Checkpoints, config: Config, meta: dict[str, Any]) -> TrainState:
@@ -151,8 +175,11 @@ def _restore_or_init(trainer: Trainer, checkpoints: Checkpoints, config: Config,
         return trainer.init(config.train.seed)
     saved = checkpoints.meta(step)
     now = json.loads(json.dumps(meta))
+    before, after = _settings(saved["config"]), _settings(now["config"])
     problems = [
-        f"config.{name} was {a!r}, is {b!r}" for name in _FIXED if (a := _get(saved, name)) != (b := _get(now, name))
+        f"config.{name} was {before.get(name)!r}, is {after.get(name)!r}"
+        for name in sorted(before | after)
+        if before.get(name) != after.get(name) and not any(f"{name}.".startswith(f"{free}.") for free in _FREE)
     ]
     problems += [f"the {name} changed" for name in ("data", "tokenizer") if saved[name] != now[name]]
     if problems:
@@ -163,15 +190,16 @@ def _restore_or_init(trainer: Trainer, checkpoints: Checkpoints, config: Config,
     return checkpoints.restore(trainer.abstract_state(), step)[0]
 
 
-def _get(meta: dict[str, Any], name: str) -> Any:
-    value = meta["config"]
-    for part in name.split("."):
-        value = value[part]
-    return value
+def _settings(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns {"train.lr": 0.001, ...}."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _settings(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def _evaluate(
-    dataset: Dataset, encoder: Encoder, state: TrainState, config: Config, step: int, workdir: pathlib.Path, log: Log
+    dataset: Dataset, encoder: Encoder, config: Config, workdir: pathlib.Path, log: Log, state: TrainState, step: int
 ) -> dict[str, Any]:
     """Returns and writes the evaluation after `step`; the one at the end leaves no query out."""
     last = step == config.train.steps
@@ -182,40 +210,53 @@ def _evaluate(
         lambda documents: encoder.embed(state.params, documents),
         config,
         max_queries=0 if last else config.eval.max_queries,
-        about={"step": step, "catalogue": catalogue.content_hash(config.data.path)},
+        about={
+            "step": step,
+            "tokenizer": encoder.tokenizer.fingerprint,
+            "catalogue": catalogue.content_hash(config.data.path),
+        },
     )
     if jax.process_index() == 0:
         report.write_json(results, workdir / "eval" / f"{step}.json")
-    log.write(step, {f"eval/{name}": value for name, value in results["metrics"].items()})
+    log.write_evaluation(step, results["metrics"])
     log.show(report.table(results))
     return results
 
 
-def _check_finite(loss: jax.Array, step: int) -> None:
-    if not np.isfinite(loss):
-        raise TrainingError(
-            f"the loss is {float(loss)} at step {step}; the last checkpoint is from before it. "
-            f"Look at grad_norm in metrics.jsonl; a lower config.train.lr is the usual remedy"
-        )
+def _check_finite(metrics: dict[str, jax.Array], step: int) -> None:
+    for name in ("loss", "grad_norm"):
+        if not np.isfinite(metrics[name]):
+            raise TrainingError(
+                f"the {name} is {float(metrics[name])} at step {step}; the last checkpoint is from before it. "
+                f"Look at grad_norm in metrics.jsonl; a lower config.train.lr is the usual remedy"
+            )
 
 
 class _StopOnSignal:
     """Turns SIGTERM (preemption) and the first Ctrl-C into an orderly stop after the step that is running."""
 
-    def __init__(self):
+    def __enter__(self) -> "_StopOnSignal":
         self._signal = False
-        for name in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(name, self._note)
+        self._before = {name: signal.signal(name, self._note) for name in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for name, handler in self._before.items():
+            signal.signal(name, handler)
 
     def _note(self, number: int, frame: Any) -> None:
         self._signal = True
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
 
-    def requested(self) -> bool:
-        """Returns whether a process of this run has been asked to stop; every process gets the same answer."""
+    def requested(self, ask_others: bool) -> bool:
+        """Returns whether the run has been asked to stop; every process gets the same answer.
+
+        Args:
+            ask_others: whether now is the time to agree with the other processes, which makes all of them wait.
+        """
         if jax.process_count() == 1:
             return self._signal
-        return bool(np.any(multihost_utils.process_allgather(np.array(self._signal))))
+        return ask_others and bool(np.any(multihost_utils.process_allgather(np.array(self._signal))))
 
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the recipe: configs/NAME.py or configs/NAME.py:ARGUMENT")

@@ -37,7 +37,8 @@ def info_nce(
 
     Candidates are ordered: positives, then hard negatives of the global batch, then the ring from its newest batch.
     The metrics: negatives (mean effective number per query), possible_negatives = 2 B (filled + 1) - 1,
-    masked_fraction, in_batch_accuracy (share of queries whose own positive beats every negative), ring_fill.
+    masked_fraction, in_batch_accuracy (share of queries whose own positive beats every negative of the current batch),
+    ring_fill.
 
     Args:
         triplets: of this shard.
@@ -73,7 +74,7 @@ def info_nce(
     possible = 2 * batch * (ring_fill + 1) - 1
     if config.group_size:
         possible = jnp.int32(2 * config.group_size - 1)
-    best_negative = jnp.max(jnp.where(keep, scores, NEVER), axis=1)
+    best_negative = jnp.max(jnp.where(keep, scores, NEVER)[:, : 2 * batch], axis=1)
     metrics = {
         "negatives": negatives,
         "masked_fraction": 1 - negatives / possible,

@@ -1,17 +1,20 @@
 """Picture files of strangers in, patches of Qwen2.5-VL out; Pillow and numpy only."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float32
 from PIL import Image, ImageEnhance, ImageOps
+from tqdm import tqdm
 
 from moon_jax.config import DataConfig, Role, VisionConfig
 from moon_jax.data.documents import Document
 from moon_jax.data.grids import smart_resize
-from moon_jax.data.records import Box, DataError, ImageRef
+from moon_jax.data.records import Box, DataError, Dataset, ImageRef
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # Pillow would also run ghostscript on what calls itself EPS
 MAX_SOURCE_PIXELS = 50_000_000  # read from the header: a file of 10 kB can unpack to gigabytes
@@ -42,14 +45,21 @@ def load(path: str) -> Image.Image:
     Raises:
       ImageError: no such file, not one of the formats, broken, or too many pixels (found before they are decoded).
     """
+    with _open(path) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
+
+
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[Image.Image]:
+    """Gives the picture with its header read and checked; whatever goes wrong inside becomes an ImageError."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_SOURCE_PIXELS:
                 raise ImageError(f"{path}: {width}x{height} px is more than the limit of {MAX_SOURCE_PIXELS:,} px")
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return _to_rgb(image)
+            yield image
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -204,3 +214,44 @@ def blank(data: DataConfig, vision: VisionConfig) -> Picture:
     """Returns the smallest white picture: what stands for a document of which nothing else is left."""
     side = vision.patch_size * vision.spatial_merge_size
     return patchify(Image.new("RGB", (side, side), (255, 255, 255)), vision, data.min_pixels, data.max_pixels)
+
+
+def check(dataset: Dataset, data: DataConfig) -> None:
+    """Reads the header of every picture of a data set, so that a missing one is known before training starts.
+
+    With `on_error="skip"` broken ones are left to be skipped where they occur; a file that is cut short behind a whole
+    header is found only when it is decoded. `data.check_pictures` turns this off where it would take too long.
+
+    Raises:
+      ImageError: names the first broken pictures; or, with "skip", more than `max_skipped_share` of all are broken.
+    """
+    if not data.check_pictures:
+        return
+    triplets = (*dataset.train, *dataset.seen, *dataset.unseen)
+    paths = {image.path for product in dataset.products.values() for image in product.images}
+    paths |= {t.query.image.path for t in triplets if t.query.image is not None}
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        found = tqdm(
+            pool.map(_broken, sorted(paths)),
+            total=len(paths),
+            desc="checking pictures",
+            unit="file",
+            disable=len(paths) < 20_000,
+        )
+        broken = [message for message in found if message]
+    allowed = data.max_skipped_share * len(paths) if data.on_error == "skip" else 0
+    if len(broken) > allowed:
+        shown = "".join(f"\n  - {message}" for message in broken[:10])
+        raise ImageError(
+            f"{len(broken)} of {len(paths)} pictures cannot be used (config.data.on_error = {data.on_error!r}, "
+            f"max_skipped_share = {data.max_skipped_share:g}), the first of them:{shown}"
+        )
+
+
+def _broken(path: str) -> str | None:
+    """Returns what is wrong with a picture as far as its header tells, or None."""
+    try:
+        with _open(path):
+            return None
+    except ImageError as error:
+        return str(error)

@@ -5,6 +5,7 @@ fields are described at `pack`; a batch on the host stacks the shards on a leadi
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -71,12 +72,13 @@ def plan_shape(bounds: Sequence[Bound], data: DataConfig, vision: VisionConfig) 
     the rows that it needs alone. Since `pack` takes documents by falling length, this holds for any mixture: while the
     longer kinds are placed, a row with fewer documents than that has room, so no more rows are opened; then the same
     holds for the next kind in the rows beyond. Each picture may need a slot of its own. `config.data.row_tokens`,
-    `rows` and `image_slots` overrule this: typical batches are smaller than the worst, and `pack` says so where not.
+    `rows`, `row_share` and `image_slots` overrule this: typical batches are smaller than the worst, and `pack` says so
+    where one is not.
     """
     longest = max(bound.tokens for bound in bounds)
     row_tokens = data.row_tokens or longest
     fitting = [(bound, min(MAX_SEGMENTS, max(1, row_tokens // bound.tokens))) for bound in bounds]
-    rows = data.rows or sum(-(-bound.count // per_row) for bound, per_row in fitting)
+    rows = data.rows or math.ceil(data.row_share * sum(-(-bound.count // per_row) for bound, per_row in fitting))
     image_slots = data.image_slots or max(1, sum(bound.count * bound.pictures for bound in bounds))
     return BatchShape(
         rows=rows,

@@ -12,7 +12,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from moon_jax.config import Config, ConfigError, Role
+from moon_jax.config import Config, ConfigError, DataConfig, Role
 from moon_jax.data import images
 from moon_jax.data.documents import (
     Document,
@@ -23,7 +23,7 @@ from moon_jax.data.documents import (
     query_document,
 )
 from moon_jax.data.images import ImageError, Picture
-from moon_jax.data.packing import BatchShape, Bound, document_bound, pack_shards, plan_shape
+from moon_jax.data.packing import BatchShape, Bound, PackingError, document_bound, pack_shards, plan_shape
 from moon_jax.data.records import DataError, Dataset
 from moon_jax.data.sampling import Row, Sampler, balanced, quotas
 from moon_jax.data.tokenizer import Tokenizer
@@ -85,7 +85,9 @@ class TrainBatches:
         self.dataset, self.tokenizer, self.config = dataset, tokenizer, config
         self.host_shards, self.triplets = host_shards, batch_size // shards
         self.sampler = Sampler(dataset, data, config.train.seed, batch_size)
-        self.shape = self._plan(quotas(batch_size, data.modality_mix)[2])
+        self.shape = self._plan(data, quotas(batch_size, data.modality_mix)[2])
+        whole = dataclasses.replace(data, row_share=1.0)
+        self.largest = self._plan(whole, quotas(batch_size, data.modality_mix)[2])
         pairs = [(t.positive, t.negative) for t in dataset.train if t.negative is not None]
         self.balanced_share = sum(balanced(*pair) for pair in pairs) / max(1, len(pairs))
         if self.balanced_share < 0.5:
@@ -95,9 +97,9 @@ class TrainBatches:
                 100 * self.balanced_share,
             )
 
-    def _plan(self, most_both: int) -> BatchShape:
+    def _plan(self, data: DataConfig, most_both: int) -> BatchShape:
         """Returns a shape for every batch: at most `most_both` queries have a picture and a text."""
-        data, vision, n = self.config.data, self.config.model.vision, self.triplets
+        vision, n = self.config.model.vision, self.triplets
         train = self.dataset.train
         in_query = max((images.count(t.query.image, data) for t in train if t.query.image is not None), default=0)
         products = [p for t in train for p in (t.positive, t.negative) if p is not None]
@@ -123,7 +125,7 @@ class TrainBatches:
         n, tally = self.triplets, _Tally()
         own = [[self._load(step, i, rows[i], tally) for i in range(g * n, (g + 1) * n)] for g in self.host_shards]
         documents = [[documents[part] for part in range(3) for _, documents in shard] for shard in own]
-        arrays = pack_shards(documents, self.shape, self.config.model.vision)
+        arrays = self._pack(documents)
         for part, name in enumerate(("query", "positive", "negative")):
             arrays[name] = np.tile(np.arange(part * n, (part + 1) * n, dtype=np.int32), (len(own), 1))
         number = self.dataset.numbers
@@ -136,6 +138,19 @@ class TrainBatches:
             "missing_boxes": tally.missing_boxes,
         }
         return Batch(arrays, info, tuple(tally.broken))
+
+    def _pack(self, documents: Sequence[Sequence[EncodedDocument]]) -> dict[str, np.ndarray]:
+        """Returns the packed shards, in the worst-case shape where they do not fit into the usual one.
+
+        Hosts cannot agree on that without talking, so that only a host that has all the shards may choose.
+        """
+        vision = self.config.model.vision
+        try:
+            return pack_shards(documents, self.shape, vision)
+        except PackingError:
+            if len(self.host_shards) * self.triplets < self.config.train.batch_size:
+                raise
+            return pack_shards(documents, self.largest, vision)
 
     def _load(self, step: int, index: int, row: Row, tally: _Tally) -> tuple[Row, list[EncodedDocument]]:
         """Returns the row's three documents; if a picture is broken and that may be skipped, those of a spare row."""
@@ -190,7 +205,10 @@ class DocumentBatches:
         self.documents, self.tokenizer, self.config = documents, tokenizer, config
         self.shards, self.host_shards = shards, host_shards
         # The sizes that config.data may set are of a training batch; here every list of documents must fit.
-        data, vision = dataclasses.replace(config.data, row_tokens=0, rows=0, image_slots=0), config.model.vision
+        data, vision = (
+            dataclasses.replace(config.data, row_tokens=0, rows=0, row_share=1.0, image_slots=0),
+            config.model.vision,
+        )
         pictures = max((sum(images.count(i, data) for i in d.images) for d in documents), default=0)
         self.shape = plan_shape([document_bound(config.eval.batch_documents, data, vision, pictures)], data, vision)
 

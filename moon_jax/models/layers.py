@@ -60,7 +60,7 @@ def scan_layers(
         weights, extra = scanned
         return apply(nnx.merge(graphdef, gather_weights(weights, dtype)), x, extra)
 
-    return lax.scan(jax.checkpoint(body) if remat else body, x, (state, per_layer))
+    return lax.scan(jax.checkpoint(body, prevent_cse=False) if remat else body, x, (state, per_layer))
 
 
 def gathered(module: nnx.Module, dtype: Any) -> nnx.Module:

@@ -57,7 +57,7 @@ def mean_pool(hidden: Float[Array, "r s d"], document: Int[Array, "r s"], docume
 
 
 def normalize(x: Float[Array, "e d"]) -> Float[Array, "e d"]:
-    """Returns x / |x|; a zero row stays zero, with a zero gradient."""
+    """Returns x / |x|; a zero row stays zero, and nothing in its gradient is NaN."""
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     return x * lax.rsqrt(jnp.where(square > 0, square, 1.0))
 

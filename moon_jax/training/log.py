@@ -35,8 +35,7 @@ class Log:
         self.total_steps = total_steps
         self.triplets_per_step = triplets_per_step
         self._writes = jax.process_index() == 0
-        self._timed_step: int | None = None  # the first interval holds the compilation and is not a speed
-        self._timed_from = 0.0
+        self._timed_step, self._timed_from = start_step, time.perf_counter()  # the first interval holds the compilation
         if not self._writes:
             return
         workdir = pathlib.Path(workdir)
@@ -57,7 +56,7 @@ class Log:
         self.close()
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Writes one line of numbers, say those of an evaluation.
+        """Writes one line of numbers to metrics.jsonl, and the same to TensorBoard.
 
         Args:
             step: the step that the numbers belong to.
@@ -69,6 +68,14 @@ class Log:
         metrics = {name: _plain(value) for name, value in metrics.items()}
         self._file.write(json.dumps(_line(step, metrics), allow_nan=False, ensure_ascii=False) + "\n")
         self._file.flush()
+        self._to_board(step, metrics)
+
+    def write_evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Writes the numbers of an evaluation to TensorBoard; metrics.jsonl has lines of training steps only."""
+        if self._writes:
+            self._to_board(step, {f"eval/{name}": _plain(value) for name, value in metrics.items()})
+
+    def _to_board(self, step: int, metrics: Mapping[str, Any]) -> None:
         for name, value in metrics.items():
             if isinstance(value, list):
                 numbers = np.asarray(value, np.float64).ravel()
@@ -122,7 +129,7 @@ class Log:
 
     def _speed(self, step: int) -> dict[str, float]:
         now = time.perf_counter()
-        since, steps = now - self._timed_from, step - (step if self._timed_step is None else self._timed_step)
+        since, steps = now - self._timed_from, step - self._timed_step
         self._timed_step, self._timed_from = step, now
         if steps <= 0 or since <= 0:
             return {}

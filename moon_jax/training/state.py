@@ -106,7 +106,10 @@ class Trainer:
             state.params, dict(batch), state.ring
         )
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
-        ring = state.ring and rings.push(state.ring, entries, products)
+        ring = state.ring
+        if ring is not None:
+            warm = state.step >= self.config.loss.ring_warmup_steps
+            ring = jax.tree.map(lambda new, old: jnp.where(warm, new, old), rings.push(ring, entries, products), ring)
         metrics |= {
             "loss": loss,
             "grad_norm": optax.tree.norm(gradients),

@@ -53,7 +53,7 @@ def oracle(triplets, past, config):
         log_z = top + math.log(np.exp(scores - top).sum())
         losses.append(log_z - scores[0])
         counts.append(len(kept))
-        hits.append(all(scores[0] > s for s in scores[1:]))
+        hits.append(all(scores[0] > s for s, (kind, *_) in zip(scores[1:], kept, strict=True) if kind))
         for j, (kind, row, vector, _) in enumerate(terms):
             d_score = (math.exp(scores[j] - log_z) - (j == 0)) / config.temperature / batch
             grads["q"][i] += d_score * np.asarray(vector, np.float64)

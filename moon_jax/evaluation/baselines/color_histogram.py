@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image, ImageOps
+
+from moon_jax.data.images import load
 
 BINS = (16, 4, 4)  # hue, saturation, value
 _SIDE = 128  # larger pictures are reduced first: a histogram does not need more pixels
@@ -18,18 +19,13 @@ def embed_pictures(paths: Sequence[str | os.PathLike]) -> Float[np.ndarray, "n d
     Bhattacharyya coefficient of two histograms: 1 for equal ones, 0 where no colour is shared.
 
     Raises:
-        OSError: for a picture that is missing or broken; the message names the file.
+        ImageError: a picture is missing or broken; the message names the file.
     """
     out = np.zeros((len(paths), int(np.prod(BINS))), np.float32)
     for row, path in zip(out, paths, strict=True):
-        try:
-            with Image.open(path) as file:
-                picture = ImageOps.exif_transpose(file).convert("RGBA")
-        except (OSError, SyntaxError) as error:
-            raise OSError(f"the colour histogram of {os.fspath(path)} needs a readable picture: {error}") from error
+        picture = load(os.fspath(path))
         picture.thumbnail((_SIDE, _SIDE))
-        on_white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        hsv = np.asarray(on_white.convert("RGB").convert("HSV"), np.int64).reshape(-1, 3)
+        hsv = np.asarray(picture.convert("HSV"), np.int64).reshape(-1, 3)
         hue, saturation, value = (hsv[:, axis] * bins // 256 for axis, bins in enumerate(BINS))
         counts = np.bincount((hue * BINS[1] + saturation) * BINS[2] + value, minlength=out.shape[1])
         row[:] = np.sqrt(counts / counts.sum())

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from moon_jax.data.images import ImageError
 from moon_jax.evaluation.baselines import color_histogram
 
 
@@ -46,5 +47,5 @@ def test_transparent_is_white_and_any_mode_is_read(tmp_path):
 
 def test_a_broken_picture_is_named(tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"not a picture")
-    with pytest.raises(OSError, match=r"broken\.jpg"):
+    with pytest.raises(ImageError, match=r"broken\.jpg"):
         color_histogram.embed_pictures([tmp_path / "broken.jpg"])

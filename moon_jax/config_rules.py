@@ -1,0 +1,108 @@
+"""What a config's values must satisfy together, said in plain words; `config.resolve` asks."""
+
+import re
+
+from moon_jax.config import Config
+
+
+def problems_of(c: Config) -> list[str]:
+    """Returns what is wrong with values that have the right types but cannot work together."""
+    text, vision, moe, loss, data, train = c.model.text, c.model.vision, c.moe, c.loss, c.data, c.train
+    choices = [
+        ("model.attention", c.model.attention, ("causal", "bidirectional")),
+        ("model.attention_impl", c.model.attention_impl, ("xla",)),
+        ("model.dtype", c.model.dtype, ("float32", "bfloat16")),
+        ("moe.gate", moe.gate, ("softmax_active", "softmax_all")),
+        ("moe.guided", moe.guided, ("add", "exclusive")),
+        ("data.format", data.format, ("jsonl", "mbe", "catalogue")),
+        ("data.on_error", data.on_error, ("raise", "skip")),
+    ]
+    problems = [f"config.{k} is {v!r}; it must be one of {', '.join(o)}" for k, v, o in choices if v not in o]
+
+    def need(ok: bool, message: str) -> None:
+        if not ok:
+            problems.append(message)
+
+    positive = {
+        "train.steps": train.steps, "train.batch_size": train.batch_size, "train.log_every": train.log_every,
+        "train.checkpoint_every": train.checkpoint_every, "train.keep_checkpoints": train.keep_checkpoints,
+        "train.lr": train.lr, "train.clip_norm": train.clip_norm, "loss.temperature": loss.temperature,
+        "data.images_per_item": data.images_per_item, "data.title_tokens": data.title_tokens,
+        "data.prefetch": data.prefetch, "eval.batch_documents": c.eval.batch_documents,
+        "data.min_pixels": data.min_pixels, "model.text.num_hidden_layers": text.num_hidden_layers,
+        "model.vision.depth": vision.depth, "model.text.vocab_size": text.vocab_size,
+    }  # fmt: skip
+    problems += [f"config.{k} must be positive, got {v}" for k, v in positive.items() if v <= 0]
+    not_negative = {
+        "loss.ring_batches": loss.ring_batches,
+        "loss.ring_warmup_steps": loss.ring_warmup_steps, "loss.group_size": loss.group_size,
+        "moe.experts": moe.experts, "moe.capacity_factor": moe.capacity_factor,
+        "moe.guided_capacity": moe.guided_capacity,
+        "data.workers": data.workers, "eval.every": c.eval.every,
+        "data.crop_margin": data.crop_margin, "data.row_tokens": data.row_tokens, "data.rows": data.rows,
+        "data.image_slots": data.image_slots,
+        "data.category_tokens": data.category_tokens, "data.attribute_tokens": data.attribute_tokens,
+        "eval.max_queries": c.eval.max_queries, "train.weight_decay": train.weight_decay,
+    }  # fmt: skip
+    problems += [f"config.{k} must not be negative, got {v}" for k, v in not_negative.items() if v < 0]
+    shares = {
+        "train.warmup_ratio": train.warmup_ratio, "data.unseen_share": data.unseen_share,
+        "data.aspect_dropout": data.aspect_dropout, "data.aspect_only": data.aspect_only,
+        "data.max_skipped_share": data.max_skipped_share, "train.b1": train.b1, "train.b2": train.b2,
+    }  # fmt: skip
+    problems += [f"config.{k} is a share and must lie in 0..1, got {v}" for k, v in shares.items() if not 0 <= v <= 1]
+    if problems:
+        return problems
+
+    need(
+        2 * sum(text.mrope_section) == text.head_dim,
+        f"config.model.text.mrope_section {text.mrope_section} must sum to head_dim / 2 = {text.head_dim / 2:g}",
+    )
+    need(
+        text.num_attention_heads % text.num_key_value_heads == 0,
+        "config.model.text.num_attention_heads must be a multiple of num_key_value_heads",
+    )
+    need(
+        vision.hidden_size % (4 * vision.num_heads) == 0,
+        "config.model.vision.hidden_size must be a multiple of 4 * num_heads (2-D rotary embedding)",
+    )
+    need(vision.window >= 1, "config.model.vision.window_size is smaller than one merged token")
+    need(
+        all(0 <= i < vision.depth for i in vision.fullatt_block_indexes),
+        f"config.model.vision.fullatt_block_indexes must lie in 0..{vision.depth - 1}",
+    )
+    need(0 < data.row_share <= 1, f"config.data.row_share is {data.row_share:g}; it must lie in 0..1, above 0")
+    if moe.experts:
+        need(moe.experts >= 3, f"config.moe.experts is {moe.experts}: one is for category and one for attribute tokens")
+        need(
+            moe.top_k > 1 or moe.gate == "softmax_all",
+            "config.moe.top_k = 1 with gate = 'softmax_active' gives every expert the weight 1, so that the router "
+            "learns nothing from the task: use gate = 'softmax_all' or more experts per token",
+        )
+        need(
+            1 <= moe.top_k <= moe.experts - 2,
+            f"config.moe.top_k is {moe.top_k}; it must lie in 1..experts - 2 = {moe.experts - 2}",
+        )
+    factor = vision.patch_size * vision.spatial_merge_size
+    need(
+        data.min_pixels <= data.max_pixels and data.max_pixels >= factor**2,
+        f"config.data.max_pixels must be at least min_pixels and one merged token ({factor}x{factor})",
+    )
+    need(bool(c.eval.ks) and min(c.eval.ks, default=0) > 0, f"config.eval.ks {c.eval.ks} must list positive ranks")
+    metric = re.fullmatch(r"(?:\w+/)?(?:seen|unseen)/(?:image|text|item)/(?:R@(\d+)|MRR)", c.eval.metric)
+    need(
+        metric is not None and (metric[1] is None or int(metric[1]) in c.eval.ks),
+        f"config.eval.metric {c.eval.metric!r} must be [PART/]seen|unseen/image|text|item/R@k or MRR, "
+        f"with k in config.eval.ks {c.eval.ks}",
+    )
+    need(1 <= data.max_aspect <= 200, f"config.data.max_aspect is {data.max_aspect:g}; it must lie in 1..200")
+    need(
+        not (loss.group_size and loss.ring_batches),
+        "config.loss.group_size > 0 needs config.loss.ring_batches = 0 (negatives stay within the group)",
+    )
+    need(
+        not loss.group_size or train.batch_size % loss.group_size == 0,
+        f"config.train.batch_size {train.batch_size} must be a multiple of config.loss.group_size {loss.group_size}",
+    )
+    need(sum(data.modality_mix) > 0 and min(data.modality_mix) >= 0, "config.data.modality_mix needs a positive entry")
+    return problems
