@@ -252,7 +252,7 @@ def _build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
         return cls()
     fields = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
-    out = {}
+    out, before = {}, len(problems)
     for key, value in values.items():
         name = f"{path}.{key}" if path else key
         if key not in fields:
@@ -263,7 +263,7 @@ def _build(cls: type, values: Any, path: str, problems: list[str]) -> Any:
             out[key] = _build(hints[key], value, name, problems)
         else:
             out[key] = _coerce(value, hints[key], name, problems)
-    return cls(**out)
+    return cls(**out) if len(problems) == before else cls()
 
 
 def _coerce(value: Any, hint: Any, name: str, problems: list[str]) -> Any:

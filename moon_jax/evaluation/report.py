@@ -14,7 +14,9 @@ def table(results: Mapping[str, Any]) -> str:
     text; "chance" is the first recall column of a random ranking.
     """
     rows = results["rows"]
-    if len({row["part"] for row in rows if row["part"]}) == 1:  # the rows over all parts would repeat those of the only one
+    if (
+        len({row["part"] for row in rows if row["part"]}) == 1
+    ):  # the rows over all parts would repeat those of the only one
         rows = [row for row in rows if row["part"]]
     ks = list(rows[0]["recall"])
     header = ["set", "part", "query", "kind", "method", *(f"R@{k}" for k in ks), "MRR"]
@@ -31,7 +33,7 @@ def table(results: Mapping[str, Any]) -> str:
             str(row["queries"]),
             str(row["lacking"]),
             "" if row["gallery"] is None else str(row["gallery"]),
-            f"{row['chance'][ks[0]]:.3f}",
+            f"{row['chance'][ks[0]]:.4f}",
         ]
         for row in rows
     ]

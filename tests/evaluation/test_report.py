@@ -21,9 +21,9 @@ RESULTS = {
 def test_table():
     assert table(RESULTS).splitlines() == [
         "set   part   query  kind       method             R@1   R@10    MRR  queries  lacking  gallery  chance",
-        "seen  shoes  image             model            0.500  1.000  0.625       12        3        4   0.250",
-        "seen  bags   image             model            0.000  0.500  0.250        2        0        2   0.500",
-        "seen  all    item   back_view  color_histogram  0.000  0.125  0.000        8        0            0.012",
+        "seen  shoes  image             model            0.500  1.000  0.625       12        3        4  0.2500",
+        "seen  bags   image             model            0.000  0.500  0.250        2        0        2  0.5000",
+        "seen  all    item   back_view  color_histogram  0.000  0.125  0.000        8        0           0.0123",
         "seen loss 1.2346 over 64 triplets in batches of 32 (61.5 negatives per query)",
     ]
 

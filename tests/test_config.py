@@ -1,0 +1,59 @@
+"""The one door of the settings: every mistake is named, all of them at once."""
+
+import pytest
+
+from moon_jax import config as c
+from moon_jax.ablate import apply
+
+
+def test_defaults_resolve_to_the_dataclasses_and_back():
+    assert c.resolve(c.defaults()) == c.Config()
+    assert c.resolve(c.to_dict(c.Config())) == c.Config()
+    with pytest.raises(AttributeError, match=r"[Dd]id you mean"):
+        c.defaults().train.stepz = 1
+
+
+def test_unknown_names_and_wrong_types_are_all_named():
+    with pytest.raises(c.ConfigError) as error:
+        c.resolve({"train": {"lrr": 1.0, "steps": "many"}, "data": 3, "loss": {"temperature": 1}})
+    for part in (
+        "config.train.lrr does not exist; did you mean 'lr'?",
+        "config.train.steps must be int",
+        "config.data ",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("group", "values", "message"),
+    [
+        ("moe", {"top_k": 7}, r"config\.moe\.top_k is 7; it must lie in 1\.\.experts - 2 = 6"),
+        ("moe", {"top_k": 1}, "learns nothing"),
+        ("moe", {"experts": 2, "top_k": 1, "gate": "softmax_all"}, "one is for category"),
+        ("moe", {"gate": "max"}, "softmax_active, softmax_all"),
+        ("loss", {"group_size": 4}, "ring_batches = 0"),
+        ("loss", {"temperature": 0.0}, "must be positive"),
+        ("train", {"b1": 7.0}, r"config\.train\.b1 is a share"),
+        ("data", {"category_tokens": -3}, "must not be negative"),
+        ("data", {"max_pixels": 10}, "at least min_pixels"),
+        ("data", {"row_share": 0.0}, "row_share"),
+        ("eval", {"metric": "unseen/imgae/R@1"}, "must be"),
+        ("eval", {"metric": "unseen/image/R@7"}, r"k in config\.eval\.ks"),
+        ("eval", {"ks": ()}, "positive ranks"),
+    ],
+)
+def test_values_that_cannot_work_are_refused(group, values, message):
+    settings = c.to_dict(c.Config())
+    settings[group] |= values
+    with pytest.raises(c.ConfigError, match=message):
+        c.resolve(settings)
+
+
+def test_ablation_words():
+    config = c.defaults()
+    assert apply(config, ["luma", "no_moe"], ("luma", "both")) == "luma"
+    assert config.moe.experts == 0
+    assert config.name == "moon_luma_no_moe"
+    for words in (["no_mo"], ["luma", "both"]):
+        with pytest.raises(ValueError, match="no_crop, no_moe, no_neg"):
+            apply(c.defaults(), words, ("luma", "both"))
