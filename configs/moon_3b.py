@@ -2,8 +2,9 @@
 
     python -m moon_jax.train --config=configs/moon_3b.py --config.data.path=/data/mbe --workdir=runs/moon_3b
 
-Weights start at random: see the README on the published backbone. What the paper states: the mix of modalities, cosine schedule, warm-up ratio 0.05, hard negatives, spatial and temporal
-negatives. What it leaves open is ours: see the README's table. Argument: no_crop, no_moe, no_neg, joined by commas.
+What the paper states: the mix of modalities, cosine schedule, warm-up ratio 0.05, hard negatives, spatial and temporal
+negatives. What it leaves open is ours: see the README's table. Weights start at random, see there too.
+Argument: no_crop, no_moe, no_neg, joined by commas.
 """
 
 from moon_jax.ablate import apply
