@@ -61,13 +61,12 @@ def main(argv: list[str]) -> None:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
-def run(config: Config, workdir: pathlib.Path, stop_step: int | None = None) -> dict[str, Any]:
+def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     """Trains to `config.train.steps`, or goes on from the last checkpoint in workdir; returns the last evaluation.
 
     Args:
         config: all settings.
         workdir: made if it is not there.
-        stop_step: stop with a checkpoint after this step, as a SIGTERM would (for tests of resuming).
 
     Raises:
         ConfigError: settings, data or an older checkpoint in workdir do not fit together.
@@ -88,7 +87,7 @@ def run(config: Config, workdir: pathlib.Path, stop_step: int | None = None) -> 
         Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, config.eval.metric) as checkpoints,
     ):
         state = _restore_or_init(trainer, checkpoints, config, meta)
-        start, last = int(state.step), min(stop_step or config.train.steps, config.train.steps)
+        start, last = int(state.step), config.train.steps
         if start == 0 and jax.process_index() == 0:
             report.write_json(meta["config"], workdir / "config.json")
         with (
@@ -106,7 +105,7 @@ def run(config: Config, workdir: pathlib.Path, stop_step: int | None = None) -> 
                 previous, done = metrics, step + 1
                 logging_now = done % config.train.log_every == 0
                 stopping = done == last or stop.requested(logging_now)
-                evaluating = done == config.train.steps or (config.eval.every and done % config.eval.every == 0)
+                evaluating = done == last or (config.eval.every and done % config.eval.every == 0)
                 saving = evaluating or stopping or done % config.train.checkpoint_every == 0
                 if logging_now or saving:
                     _check_finite(metrics, done)
@@ -126,7 +125,7 @@ def run(config: Config, workdir: pathlib.Path, stop_step: int | None = None) -> 
                     log.show(f"stopped by a signal after step {done}; the same command goes on from there")
                     break
                 waiting = time.perf_counter()
-            if start == config.train.steps:
+            if start == last:
                 path = workdir / "eval" / f"{start}.json"
                 log.show(f"this run is at its last step {start} already; its results are in {path}")
                 results = json.loads(path.read_text()) if path.exists() else evaluate(state, start)
@@ -213,7 +212,7 @@ def _evaluate(
         about={
             "step": step,
             "tokenizer": encoder.tokenizer.fingerprint,
-            "catalogue": catalogue.content_hash(config.data.path),
+            "catalogue": catalogue.stamp(config.data.path),
         },
     )
     if jax.process_index() == 0:

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from moon_jax.data import catalogue
 from moon_jax.data.records import DataError
 from moon_jax.parallel.mesh import make_mesh
 from moon_jax.training.checkpoint import Checkpoints
+from moon_jax.training.log import Log
 from moon_jax.training.state import Trainer
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -70,10 +72,21 @@ def final_state(config, workdir):
     return Checkpoints(workdir / "checkpoints").restore(trainer.abstract_state())[0]
 
 
-def test_ten_steps_equal_five_and_a_restart_to_the_bit(config, straight, tmp_path):
+def test_ten_steps_equal_five_a_signal_and_a_restart_to_the_bit(config, straight, tmp_path, monkeypatch, capsys):
     workdir, results = straight
-    train.run(config, tmp_path, stop_step=5)
+    write_step = Log.write_step
+
+    def write_and_preempt(log, step, metrics):
+        write_step(log, step, metrics)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)  # seen after the step that runs next
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Log, "write_step", write_and_preempt)
+        assert train.run(config, tmp_path) == {}
+    assert "stopped by a signal after step 5" in capsys.readouterr().err
     assert lines(tmp_path)[-1]["step"] == 5
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     resumed = train.run(config, tmp_path)
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(final_state(config, workdir)),
@@ -122,6 +135,8 @@ def test_the_evaluation_is_written_with_all_tasks_on_seen_and_unseen_products(st
     workdir, results = straight
     written = json.loads((workdir / "eval" / "10.json").read_text())
     assert written["metrics"] == results["metrics"]
+    assert written["about"]["step"] == 10
+    assert written["about"]["catalogue"].keys() == {"version", "sha256"}
     for name in ("seen", "unseen"):
         assert {f"{name}/{task}/R@{k}" for task in ("image", "text", "item") for k in (1, 5)} <= results[
             "metrics"

@@ -5,6 +5,6 @@ another's licence. Reads from front to back: `words` and `tree` (vocabulary) -> 
 `sketch`, `shapes_*`, `paint`, `sprite`, `scene`, `clutter` (said and drawn) -> `writer` (the folder).
 """
 
-from moon_jax.data.catalogue.writer import VERSION, content_hash, write
+from moon_jax.data.catalogue.writer import VERSION, stamp, write
 
-__all__ = ["VERSION", "content_hash", "write"]
+__all__ = ["VERSION", "stamp", "write"]

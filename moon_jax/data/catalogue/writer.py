@@ -77,10 +77,10 @@ def write(
     return summary
 
 
-def content_hash(folder: str | os.PathLike) -> str | None:
-    """Returns the sha256 of the drawn catalogue in `folder`, which results carry; None for other data."""
+def stamp(folder: str | os.PathLike) -> dict[str, Any] | None:
+    """Returns the generator's version and the content's sha256, which results carry; None for other data."""
     summary = _summary(pathlib.Path(folder))
-    return summary["sha256"] if summary else None
+    return summary and {name: summary[name] for name in ("version", "sha256")}
 
 
 def _summary(folder: pathlib.Path) -> dict[str, Any] | None:
