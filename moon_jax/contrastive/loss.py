@@ -65,7 +65,7 @@ def info_nce(
     groups = jnp.arange(len(products)) % batch // (config.group_size or batch)
     keep = valid & ~is_own & (groups[own][:, None] == groups)
     if config.mask_false_negatives:
-        keep &= survivors(products, groups, valid, triplets.positive_product, triplets.negative_product, own + batch)
+        keep &= survivors(products, groups, triplets.positive_product, triplets.negative_product, own + batch)
 
     scores = jnp.matmul(triplets.query, candidates.T, precision=lax.Precision.HIGHEST) / config.temperature
     own_score = jnp.take_along_axis(scores, own[:, None], axis=1)[:, 0]
@@ -87,7 +87,6 @@ def info_nce(
 def survivors(
     products: Int[Array, " c"],
     groups: Int[Array, " c"],
-    valid: Bool[Array, " c"],
     positive_product: Int[Array, " b"],
     negative_product: Int[Array, " b"],
     own_negative: Int[Array, " b"],
@@ -101,17 +100,14 @@ def survivors(
     Args:
         products: product of each candidate.
         groups: group of each candidate; a query's candidates are those of one group.
-        valid: False for empty ring places.
         positive_product: of each query.
         negative_product: of each query's own hard negative.
         own_negative: column of each query's own hard negative.
     """
-    column = jnp.arange(len(products))
-    products = jnp.where(valid, products, -1 - column)  # an empty place repeats nothing
-    order = jnp.lexsort((products, groups))  # stable
+    order = jnp.lexsort((products, groups))  # stable; empty ring places are last, so that they hide nothing
     ordered = jnp.stack([products, groups])[:, order]
     new = jnp.concatenate([jnp.array([True]), (ordered[:, 1:] != ordered[:, :-1]).any(axis=0)])
     first = jnp.zeros(len(products), bool).at[order].set(new)
     repeats_own_negative = products == negative_product[:, None]
-    is_own_negative = column == own_negative[:, None]
+    is_own_negative = jnp.arange(len(products)) == own_negative[:, None]
     return (products != positive_product[:, None]) & (is_own_negative | (first & ~repeats_own_negative))

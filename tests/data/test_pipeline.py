@@ -158,6 +158,15 @@ def test_a_shape_too_small_names_its_setting(dataset, tokens):
         make(dataset, tokens, shards=3)
 
 
+def test_a_batch_that_needs_more_than_its_share_of_rows_takes_the_worst_case_shape(dataset, tokens):
+    whole, tight = (make(dataset, tokens, with_data(row_share=share)) for share in (1.0, 0.01))
+    assert tight.shape.rows == 1 < tight.largest.rows == whole.shape.rows
+    assert_same(tight[0].arrays, whole[0].arrays)
+    several_hosts = make(dataset, tokens, with_data(row_share=0.01), shards=2, hosts=range(1))
+    with pytest.raises(packing.PackingError, match=r"config\.data\.rows"):  # hosts cannot agree on a shape
+        several_hosts[0]
+
+
 @pytest.fixture
 def damaged(dataset, tmp_path):
     """The same data with the pictures of two listings missing."""
