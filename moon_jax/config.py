@@ -91,6 +91,7 @@ class TextConfig:
 class ModelConfig:
     """The backbone. `dtype` is the compute type ("float32" or "bfloat16"); parameters are float32 in training."""
 
+    path: str = ""  # folder of a checkpoint to start from; its sizes then hold. Empty = random weights
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     attention: str = "causal"  # [ours] as in the generative model; or "bidirectional"
@@ -115,6 +116,7 @@ class MoEConfig:
     guided: str = "add"  # a category token visits the category expert too; "exclusive": only that one
     balance_loss: float = 0.0
     z_loss: float = 0.0
+    upcycle_noise: float = 0.0  # added to the experts copied from a dense FFN, relative to the weight's deviation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +159,9 @@ class DataConfig:
         16.0  # a longer strip is padded with white to this ratio, or it would set the size of every slot
     )
     augment: bool = False  # random crop, flip and light changes of the training pictures, a function of (seed, step)
+    augment_area: float = 0.6  # least share of the picture that a random crop keeps
+    own_picture: float = 0.0  # share of image queries whose picture is another view of the listing's own
+    picture_only: float = 0.0  # share of triplets whose positive and negative are pictures only
     description: bool = False  # append an item's description to its title
     title_tokens: int = 96  # longer segments are cut, and counted
     category_tokens: int = 48
@@ -173,7 +178,8 @@ class DataConfig:
     on_error: str = "raise"  # "raise" | "skip": what a missing or broken picture or record does
     check_pictures: bool = True  # read every picture's header before training starts
     max_skipped_share: float = 0.01  # more than this share skipped stops the run
-    prompt: PromptConfig = PromptConfig()
+    prompt: PromptConfig = PromptConfig()  # of listings and candidate texts
+    query_prompt: PromptConfig = PromptConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,6 +202,7 @@ class TrainConfig:
     lr: float = 1e-5
     warmup_ratio: float = 0.05
     weight_decay: float = 0.01
+    freeze: str = ""  # comma-joined of "vision", "llm", "backbone" (all but experts, router and projector)
     b1: float = 0.9
     b2: float = 0.98
     clip_norm: float = 1.0

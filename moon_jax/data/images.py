@@ -137,21 +137,24 @@ def patchify(
     return Picture(patches.reshape(gh * gw, 3 * p * p), (gh, gw), role)
 
 
-def augment(image: Image.Image, box: Box | None, key: Sequence[int]) -> tuple[Image.Image, Box | None]:
+def augment(
+    image: Image.Image, box: Box | None, key: Sequence[int], least: float = 0.6
+) -> tuple[Image.Image, Box | None]:
     """Returns a random view of an RGB picture and the box in it: part of it, perhaps mirrored, in other light.
 
-    The part has 60 to 100% of the area and up to 4/3 of the aspect, and is made larger where it would not hold the
+    The part has `least` to all of the area and up to 4/3 of the aspect, and is made larger where it would not hold the
     whole box. Brightness, contrast and saturation change by up to 20%; the hue stays: colour tells products apart.
 
     Args:
       image: upright.
       box: of the product, or None.
       key: non-negative numbers that decide everything: the same key gives the same view.
+      least: share of the area that stays at least.
     """
     rng = np.random.default_rng(key)
     width, height = image.size
     x1, y1, x2, y2 = _clamp(box, width, height) if box is not None else (0.0, 0.0, 0.0, 0.0)
-    area, aspect = rng.uniform(0.6, 1.0), math.exp(rng.uniform(-1, 1) * math.log(4 / 3))
+    area, aspect = rng.uniform(least, 1.0), math.exp(rng.uniform(-1, 1) * math.log(4 / 3))
     w = min(width, max(math.ceil(x2) - math.floor(x1), MIN_CROP_PX, round(width * math.sqrt(area * aspect))))
     h = min(height, max(math.ceil(y2) - math.floor(y1), MIN_CROP_PX, round(height * math.sqrt(area / aspect))))
     low, high = (0, 0), (width - w, height - h)
@@ -195,7 +198,7 @@ def pictures(
     for number, ref in enumerate(document.images):
         image, box = load(ref.path), ref.box
         if augment_key is not None:
-            image, box = augment(image, box, (*augment_key, number))
+            image, box = augment(image, box, (*augment_key, number), data.augment_area)
         views = [(image, Role.IMAGE)]
         if data.crop and box is not None and (core := crop(image, box, data.crop_margin)) is not None:
             views.append((core, Role.CORE))

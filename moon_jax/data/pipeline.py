@@ -101,7 +101,10 @@ class TrainBatches:
         """Returns a shape for every batch: at most `most_both` queries have a picture and a text."""
         vision, n = self.config.model.vision, self.triplets
         train = self.dataset.train
-        in_query = max((images.count(t.query.image, data) for t in train if t.query.image is not None), default=0)
+        asked = [t.query.image for t in train if t.query.image is not None]
+        if data.own_picture:
+            asked += [t.positive.images[0] for t in train if t.positive.images]
+        in_query = max((images.count(image, data) for image in asked), default=0)
         products = [p for t in train for p in (t.positive, t.negative) if p is not None]
         in_item = max(sum(images.count(i, data) for i in p.images[: data.images_per_item]) for p in products)
         both = min(n, most_both) if any(has_modality(t.query, "both") for t in train) else 0
@@ -171,9 +174,9 @@ class TrainBatches:
 
     def _encode(self, step: int, index: int, row: Row, tally: _Tally) -> list[EncodedDocument]:
         data, vision = self.config.data, self.config.model.vision
-        form = {"aspects": row.aspects, "title": not row.aspects_only, "images": not row.aspects_only}
+        form = row.form._asdict()
         documents = [
-            query_document(row.triplet.query, row.modality),
+            query_document(row.query, row.modality),
             item_document(row.triplet.positive, data, **form),
             item_document(row.negative, data, **form),
         ]

@@ -16,8 +16,16 @@ from moon_jax.data.documents import MODALITIES, attribute_text, category_text, h
 from moon_jax.data.records import DataError, Dataset, Product, Query, Triplet
 
 # The first number after the seed in the key of a random stream: streams of different purposes never meet.
-_ORDER, _MODALITY, _ASPECTS, _NEGATIVE, _SPARE, _AUGMENT = range(6)
+_ORDER, _MODALITY, _FORM, _NEGATIVE, _SPARE, _AUGMENT = range(6)
 MAX_SPARES = 50  # triplets tried in the place of one with a broken picture
+
+
+class Form(NamedTuple):
+    """What the positive and the hard negative of a row have of their listings, both the same."""
+
+    aspects: bool  # category and attribute texts
+    title: bool = True
+    images: bool = True
 
 
 class Row(NamedTuple):
@@ -26,8 +34,8 @@ class Row(NamedTuple):
     triplet: Triplet
     negative: Product
     modality: str  # of the query, one of documents.MODALITIES
-    aspects: bool  # positive and negative have their category and attribute texts
-    aspects_only: bool  # ... and nothing else
+    query: Query  # the triplet's own, or with the picture of the positive in the place of its own
+    form: Form
 
 
 def quotas(batch_size: int, mix: Sequence[int]) -> tuple[int, ...]:
@@ -99,7 +107,7 @@ class Sampler:
         rng = self._rng(_MODALITY, step)
         modalities, info = assign_modalities([t.query for t in triplets], self.data.modality_mix, rng)
         rows = [self._row(step, i, *pair) for i, pair in enumerate(zip(triplets, modalities, strict=True))]
-        return rows, info | {"triplets_with_aspects": sum(row.aspects for row in rows)}
+        return rows, info | {"triplets_with_aspects": sum(row.form.aspects for row in rows)}
 
     def spares(self, step: int, row: int, modality: str) -> Iterator[Row]:
         """Yields what may take a row's place when a picture of it is broken, best first, `MAX_SPARES` at most."""
@@ -113,12 +121,18 @@ class Sampler:
         return (self.seed, _AUGMENT, step, row, document)
 
     def _row(self, step: int, row: int, triplet: Triplet, modality: str) -> Row:
-        drop, only = self._rng(_ASPECTS, step, row).random(2)
+        data = self.data
+        drop, only, bare, own = self._rng(_FORM, step, row).random(4)
         negative = triplet.negative or self._some_negative(step, row, triplet.positive)
-        pair = (triplet.positive, negative)
-        if only < self.data.aspect_only and aspects_differ(*pair):
-            return Row(triplet, negative, modality, True, True)
-        return Row(triplet, negative, modality, bool(drop >= self.data.aspect_dropout) and balanced(*pair), False)
+        pair, query = (triplet.positive, negative), triplet.query
+        form = Form(aspects=bool(drop >= data.aspect_dropout) and balanced(*pair))
+        if only < data.aspect_only and aspects_differ(*pair):
+            form = Form(aspects=True, title=False, images=False)
+        elif bare < data.picture_only and all(product.images for product in pair):
+            form = Form(aspects=False, title=False)
+        if own < data.own_picture and modality == "image" and form.images and triplet.positive.images:
+            query = dataclasses.replace(query, image=triplet.positive.images[0])
+        return Row(triplet, negative, modality, query, form)
 
     def _some_negative(self, step: int, row: int, positive: Product) -> Product:
         """Returns another training product, of the same category as deep as there is one."""

@@ -130,10 +130,10 @@ def test_what_a_batch_holds(dataset, tokens):
             for name, item in (("positive", row.triplet.positive), ("negative", row.negative)):
                 assert list(dataset.products)[shard[f"{name}_product"][i]] == item.id
                 roles = set(shard["roles"][owner == shard[name][i]].tolist())
-                assert (Role.TITLE in roles) == (Role.IMAGE in roles) == (not row.aspects_only)
-                assert (Role.CATEGORY in roles) == (Role.ATTRIBUTE in roles) == row.aspects
+                assert (Role.TITLE in roles) == (Role.IMAGE in roles) == row.form.title
+                assert (Role.CATEGORY in roles) == (Role.ATTRIBUTE in roles) == row.form.aspects
                 ids = shard["tokens"][(owner == shard[name][i]) & (shard["roles"] == Role.TITLE)]
-                assert tokens.decode(ids.tolist()) == ("" if row.aspects_only else item.title)
+                assert tokens.decode(ids.tolist()) == (item.title if row.form.title else "")
             roles = set(shard["roles"][owner == shard["query"][i]].tolist())
             assert (Role.TITLE in roles) == (row.modality != "image")
             assert (Role.IMAGE in roles) == (row.modality != "text")

@@ -93,7 +93,7 @@ def presence(rows):
     """Per row (category, attributes) present in the positive and in the negative, as in their documents."""
     return [
         [
-            (row.aspects and bool(p.category), row.aspects and bool(p.attributes))
+            (row.form.aspects and bool(p.category), row.form.aspects and bool(p.attributes))
             for p in (row.triplet.positive, row.negative)
         ]
         for row in rows
@@ -117,8 +117,8 @@ def test_presence_of_aspect_texts_does_not_tell_positives_from_negatives():
     sampler = sampling.Sampler(dataset(made), DataConfig(aspect_dropout=0.5, aspect_only=0.1), 0, 100)
     rows = [row for step in range(20) for row in sampler.rows(step)[0]]
     assert all(positive == negative for positive, negative in presence(rows))
-    assert any(row.aspects for row in rows)
-    only = [row for row in rows if row.aspects_only]
+    assert any(row.form.aspects for row in rows)
+    only = [row for row in rows if not row.form.title]
     assert only
     assert all(sampling.aspects_differ(row.triplet.positive, row.negative) for row in only)
 
@@ -127,11 +127,32 @@ def test_aspect_dropout_is_per_triplet_and_has_its_share():
     data = DataConfig(aspect_dropout=0.5, aspect_only=0.05)
     sampler = sampling.Sampler(dataset(triplets(500)), data, 0, 500)
     rows = [row for step in range(8) for row in sampler.rows(step)[0]]
-    full = np.mean([row.aspects and not row.aspects_only for row in rows])
+    full = np.mean([row.form == (True, True, True) for row in rows])
     assert abs(full - 0.95 * 0.5) < 0.03
-    assert abs(np.mean([row.aspects_only for row in rows]) - 0.05) < 0.015
+    assert abs(np.mean([not row.form.title for row in rows]) - 0.05) < 0.015
     never = dataclasses.replace(sampler, data=DataConfig(aspect_dropout=0.0, aspect_only=0.0))
-    assert all(row.aspects and not row.aspects_only for row in never.rows(0)[0])
+    assert all(row.form == (True, True, True) for row in never.rows(0)[0])
+
+
+def test_pictures_alone_and_the_listing_s_own_picture_have_their_shares():
+    data = DataConfig(aspect_dropout=0.0, aspect_only=0.0, picture_only=0.3, own_picture=0.4)
+
+    def pictured(p):
+        return dataclasses.replace(p, images=(ImageRef(f"/{p.id}.png"),))
+
+    made = triplets(500)
+    blind = made[0].positive  # has no picture that could stand alone or ask
+    made[1:] = [dataclasses.replace(t, positive=pictured(t.positive), negative=pictured(t.negative)) for t in made[1:]]
+    sampler = sampling.Sampler(dataset(made), data, 0, 500)
+    rows = [row for step in range(8) for row in sampler.rows(step)[0]]
+    bare = [row for row in rows if row.form == (False, False, True)]
+    assert abs(len(bare) / len(rows) - 0.3) < 0.03
+    assert all(row.form == (True, True, True) for row in rows if row not in bare)
+    own = [row for row in rows if row.query != row.triplet.query]
+    by_image = [row for row in rows if row.modality == "image"]
+    assert abs(len(own) / len(by_image) - 0.4) < 0.03
+    assert all(row.modality == "image" and row.query.image == row.triplet.positive.images[0] for row in own)
+    assert not any(row.triplet.positive is blind for row in (*bare, *own))
 
 
 def test_a_missing_negative_becomes_another_product_of_the_category():

@@ -1,0 +1,1 @@
+"""Parameters on disk: safetensors files, model folders, and the one way from any of them to the mesh."""
