@@ -15,16 +15,19 @@ def get_config(arg: str = "both"):
     c = defaults()
     c.name = "shop"
     c.data.path = "../shared/data"
-    c.data.min_pixels, c.data.max_pixels = 32 * 32, 96 * 96
+    c.data.min_pixels, c.data.max_pixels = 32 * 32, 64 * 64
     c.data.max_aspect = 4.0
     c.data.augment = True
-    c.data.title_tokens = 40
-    c.data.category_tokens = 12
-    c.data.attribute_tokens = 16
+    c.data.augment_area = 0.35
+    c.data.own_picture = 0.4
+    c.data.title_dropout = 0.5
+    c.data.title_tokens = 32
+    c.data.category_tokens = 8
+    c.data.attribute_tokens = 8
     c.data.row_tokens, c.data.row_share = 192, 0.7
     c.model.attention = "bidirectional"
     c.model.vision.update(
-        depth=2, hidden_size=128, intermediate_size=256, num_heads=4, patch_size=16, window_size=64,
+        depth=2, hidden_size=128, intermediate_size=256, num_heads=4, patch_size=8, window_size=32,
         fullatt_block_indexes=(1,),
     )  # fmt: skip
     c.model.text.update(
@@ -33,14 +36,14 @@ def get_config(arg: str = "both"):
     )  # fmt: skip
     c.moe.update(experts=4, top_k=1, gate="softmax_all", capacity_factor=1.25, guided_capacity=0.25, balance_loss=0.01)
     c.loss.temperature = 0.07
-    c.loss.ring_warmup_steps = 600
+    c.loss.ring_warmup_steps = 800
     c.train.batch_size = 32
-    c.train.steps = 1200
+    c.train.steps = 1600
     c.train.lr = 2e-3
     c.train.weight_decay = 0.05
     c.train.log_every = 20
-    c.train.checkpoint_every = 600
-    c.eval.every = 600
+    c.train.checkpoint_every = 400
+    c.eval.every = 800
     c.eval.metric = "seen/image/R@1"
     c.eval.color_histogram = True
     choice = apply(c, arg.split(","), tuple(PARTS))

@@ -161,7 +161,7 @@ class DataConfig:
     augment: bool = False  # random crop, flip and light changes of the training pictures, a function of (seed, step)
     augment_area: float = 0.6  # least share of the picture that a random crop keeps
     own_picture: float = 0.0  # share of image queries whose picture is another view of the listing's own
-    picture_only: float = 0.0  # share of triplets whose positive and negative are pictures only
+    title_dropout: float = 0.0  # share of triplets whose positive and negative have no title beside their pictures
     description: bool = False  # append an item's description to its title
     title_tokens: int = 96  # longer segments are cut, and counted
     category_tokens: int = 48
@@ -209,6 +209,11 @@ class TrainConfig:
     log_every: int = 10
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The words of `freeze`."""
+        return tuple(word.strip() for word in self.freeze.split(",") if word.strip())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,8 @@ import re
 
 from moon_jax.config import Config
 
+FREEZE_WORDS = ("vision", "llm", "backbone")
+
 
 def problems_of(c: Config) -> list[str]:
     """Returns what is wrong with values that have the right types but cannot work together."""
@@ -40,7 +42,7 @@ def problems_of(c: Config) -> list[str]:
         "moe.guided_capacity": moe.guided_capacity,
         "data.workers": data.workers, "eval.every": c.eval.every,
         "data.crop_margin": data.crop_margin, "data.row_tokens": data.row_tokens, "data.rows": data.rows,
-        "data.image_slots": data.image_slots,
+        "data.image_slots": data.image_slots, "moe.upcycle_noise": moe.upcycle_noise,
         "data.category_tokens": data.category_tokens, "data.attribute_tokens": data.attribute_tokens,
         "eval.max_queries": c.eval.max_queries, "train.weight_decay": train.weight_decay,
     }  # fmt: skip
@@ -48,6 +50,7 @@ def problems_of(c: Config) -> list[str]:
     shares = {
         "train.warmup_ratio": train.warmup_ratio, "data.unseen_share": data.unseen_share,
         "data.aspect_dropout": data.aspect_dropout, "data.aspect_only": data.aspect_only,
+        "data.own_picture": data.own_picture, "data.title_dropout": data.title_dropout,
         "data.max_skipped_share": data.max_skipped_share, "train.b1": train.b1, "train.b2": train.b2,
     }  # fmt: skip
     problems += [f"config.{k} is a share and must lie in 0..1, got {v}" for k, v in shares.items() if not 0 <= v <= 1]
@@ -71,7 +74,27 @@ def problems_of(c: Config) -> list[str]:
         all(0 <= i < vision.depth for i in vision.fullatt_block_indexes),
         f"config.model.vision.fullatt_block_indexes must lie in 0..{vision.depth - 1}",
     )
-    need(0 < data.row_share <= 1, f"config.data.row_share is {data.row_share:g}; it must lie in 0..1, above 0")
+    for name, share in (("row_share", data.row_share), ("augment_area", data.augment_area)):
+        need(0 < share <= 1, f"config.data.{name} is {share:g}; it must lie in 0..1, above 0")
+    need(
+        not data.own_picture or data.augment,
+        "config.data.own_picture needs config.data.augment, or the query would be the very picture of the listing",
+    )
+    unknown = [word for word in train.frozen if word not in FREEZE_WORDS]
+    need(
+        not unknown,
+        f"config.train.freeze {train.freeze!r}: {', '.join(unknown)} is not known; it takes any of "
+        f"{', '.join(FREEZE_WORDS)}, joined by commas",
+    )
+    need(
+        not moe.upcycle_noise or bool(c.model.path and moe.experts),
+        "config.moe.upcycle_noise is for experts copied from dense weights: it needs config.model.path and experts",
+    )
+    need(
+        not train.frozen or bool(c.model.path),
+        f"config.train.freeze = {train.freeze!r} keeps weights as they are, but without config.model.path they are "
+        "drawn at random",
+    )
     if moe.experts:
         need(moe.experts >= 3, f"config.moe.experts is {moe.experts}: one is for category and one for attribute tokens")
         need(

@@ -37,6 +37,17 @@ def test_unknown_names_and_wrong_types_are_all_named():
         ("data", {"category_tokens": -3}, "must not be negative"),
         ("data", {"max_pixels": 10}, "at least min_pixels"),
         ("data", {"row_share": 0.0}, "row_share"),
+        ("data", {"own_picture": -0.1, "augment": True}, r"config\.data\.own_picture is a share"),
+        ("data", {"own_picture": 1.1, "augment": True}, r"config\.data\.own_picture is a share"),
+        ("data", {"own_picture": 0.2}, r"config\.data\.own_picture needs config\.data\.augment"),
+        ("data", {"title_dropout": 1.5}, r"config\.data\.title_dropout is a share"),
+        ("data", {"title_dropout": -1.0}, r"config\.data\.title_dropout is a share"),
+        ("data", {"augment_area": 0.0}, r"config\.data\.augment_area is 0"),
+        ("data", {"augment_area": 1.2}, r"config\.data\.augment_area is 1\.2; it must lie in 0\.\.1"),
+        ("moe", {"upcycle_noise": -0.1}, r"config\.moe\.upcycle_noise must not be negative"),
+        ("moe", {"upcycle_noise": 0.1}, r"upcycle_noise .* needs config\.model\.path and experts"),
+        ("train", {"freeze": "vision,lm,heads"}, r"'vision,lm,heads': lm, heads is not known.* vision, llm, backbone"),
+        ("train", {"freeze": "vision"}, r"without config\.model\.path they are drawn at random"),
         ("eval", {"metric": "unseen/imgae/R@1"}, "must be"),
         ("eval", {"metric": "unseen/image/R@7"}, r"k in config\.eval\.ks"),
         ("eval", {"ks": ()}, "positive ranks"),
@@ -47,6 +58,22 @@ def test_values_that_cannot_work_are_refused(group, values, message):
     settings[group] |= values
     with pytest.raises(c.ConfigError, match=message):
         c.resolve(settings)
+
+
+@pytest.mark.parametrize(
+    ("group", "values"),
+    [
+        ("data", {"own_picture": 1.0, "augment": True}),
+        ("data", {"title_dropout": 1.0, "augment_area": 1.0}),
+        ("moe", {"upcycle_noise": 0.01}),
+        ("train", {"freeze": "vision, llm"}),
+    ],
+)
+def test_the_edges_of_the_ranges_are_accepted(group, values):
+    settings = c.to_dict(c.Config(model=c.ModelConfig(path="checkpoint")))
+    settings[group] |= values
+    resolved = getattr(c.resolve(settings), group)
+    assert all(getattr(resolved, name) == value for name, value in values.items())
 
 
 def test_ablation_words():

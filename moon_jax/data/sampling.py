@@ -122,14 +122,16 @@ class Sampler:
 
     def _row(self, step: int, row: int, triplet: Triplet, modality: str) -> Row:
         data = self.data
-        drop, only, bare, own = self._rng(_FORM, step, row).random(4)
+        drop, only, untitled, own = self._rng(_FORM, step, row).random(4)
         negative = triplet.negative or self._some_negative(step, row, triplet.positive)
         pair, query = (triplet.positive, negative), triplet.query
-        form = Form(aspects=bool(drop >= data.aspect_dropout) and balanced(*pair))
+        pictured = all(product.images for product in pair)
+        form = Form(
+            aspects=bool(drop >= data.aspect_dropout) and balanced(*pair),
+            title=not (pictured and untitled < data.title_dropout),
+        )
         if only < data.aspect_only and aspects_differ(*pair):
             form = Form(aspects=True, title=False, images=False)
-        elif bare < data.picture_only and all(product.images for product in pair):
-            form = Form(aspects=False, title=False)
         if own < data.own_picture and modality == "image" and form.images and triplet.positive.images:
             query = dataclasses.replace(query, image=triplet.positive.images[0])
         return Row(triplet, negative, modality, query, form)

@@ -134,8 +134,8 @@ def test_aspect_dropout_is_per_triplet_and_has_its_share():
     assert all(row.form == (True, True, True) for row in never.rows(0)[0])
 
 
-def test_pictures_alone_and_the_listing_s_own_picture_have_their_shares():
-    data = DataConfig(aspect_dropout=0.0, aspect_only=0.0, picture_only=0.3, own_picture=0.4)
+def test_missing_titles_and_the_listing_s_own_picture_have_their_shares():
+    data = DataConfig(aspect_dropout=0.5, aspect_only=0.0, title_dropout=0.3, own_picture=0.4)
 
     def pictured(p):
         return dataclasses.replace(p, images=(ImageRef(f"/{p.id}.png"),))
@@ -145,14 +145,15 @@ def test_pictures_alone_and_the_listing_s_own_picture_have_their_shares():
     made[1:] = [dataclasses.replace(t, positive=pictured(t.positive), negative=pictured(t.negative)) for t in made[1:]]
     sampler = sampling.Sampler(dataset(made), data, 0, 500)
     rows = [row for step in range(8) for row in sampler.rows(step)[0]]
-    bare = [row for row in rows if row.form == (False, False, True)]
-    assert abs(len(bare) / len(rows) - 0.3) < 0.03
-    assert all(row.form == (True, True, True) for row in rows if row not in bare)
+    untitled = [row for row in rows if not row.form.title]
+    assert abs(len(untitled) / len(rows) - 0.3) < 0.03
+    assert abs(np.mean([row.form.aspects for row in untitled]) - 0.5) < 0.05
+    assert all(row.form.images for row in rows)
     own = [row for row in rows if row.query != row.triplet.query]
     by_image = [row for row in rows if row.modality == "image"]
     assert abs(len(own) / len(by_image) - 0.4) < 0.03
     assert all(row.modality == "image" and row.query.image == row.triplet.positive.images[0] for row in own)
-    assert not any(row.triplet.positive is blind for row in (*bare, *own))
+    assert not any(row.triplet.positive is blind for row in (*untitled, *own))
 
 
 def test_a_missing_negative_becomes_another_product_of_the_category():
