@@ -1,9 +1,11 @@
-"""The paper's recipe at full size: Qwen2.5-VL-3B, 8 experts in every FFN, about 20.8 B parameters.
+r"""The paper's recipe at full size: Qwen2.5-VL-3B, 8 experts in every FFN, about 20.8 B parameters.
 
-    python -m moon_jax.train --config=configs/moon_3b.py --config.data.path=/data/mbe --workdir=runs/moon_3b
+    python -m moon_jax.train --config=configs/moon_3b.py --workdir=runs/moon_3b \
+        --config.data.path=DATA --config.model.path=Qwen2.5-VL-3B-Instruct
 
 What the paper states: the mix of modalities, cosine schedule, warm-up ratio 0.05, hard negatives, spatial and temporal
-negatives. What it leaves open is ours: see the README's table. Weights start at random, see there too.
+negatives. What it leaves open is ours: see the README's table. `model.path` is a folder of Qwen2.5-VL as published, or
+a checkpoint of ours; each expert starts as a copy of its layer's FFN. Without it the weights are random.
 Argument: no_crop, no_moe, no_neg, joined by commas.
 """
 
@@ -16,8 +18,9 @@ def get_config(arg: str = ""):
     c.name = "moon_3b"
     c.data.format = "mbe"
     c.data.max_pixels = 448 * 448
-    c.data.prompt.prefix = "<|im_start|>user\n"
-    c.data.prompt.suffix = "<|im_end|>\n"
+    for prompt in (c.data.prompt, c.data.query_prompt):
+        prompt.prefix = "<|im_start|>user\n"
+        prompt.suffix = "<|im_end|>\n"
     c.data.workers = 8
     c.data.on_error = "skip"
     c.model.dtype = "bfloat16"

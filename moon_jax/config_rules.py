@@ -32,7 +32,9 @@ def problems_of(c: Config) -> list[str]:
         "data.images_per_item": data.images_per_item, "data.title_tokens": data.title_tokens,
         "data.prefetch": data.prefetch, "eval.batch_documents": c.eval.batch_documents,
         "data.min_pixels": data.min_pixels, "model.text.num_hidden_layers": text.num_hidden_layers,
-        "model.vision.depth": vision.depth, "model.text.vocab_size": text.vocab_size,
+        "model.vision.depth": vision.depth, "model.vision.num_heads": vision.num_heads,
+        "model.vision.patch_size": vision.patch_size, "model.vision.spatial_merge_size": vision.spatial_merge_size,
+        "model.text.vocab_size": text.vocab_size, "model.text.num_key_value_heads": text.num_key_value_heads,
     }  # fmt: skip
     problems += [f"config.{k} must be positive, got {v}" for k, v in positive.items() if v <= 0]
     not_negative = {
@@ -57,23 +59,8 @@ def problems_of(c: Config) -> list[str]:
     if problems:
         return problems
 
-    need(
-        2 * sum(text.mrope_section) == text.head_dim,
-        f"config.model.text.mrope_section {text.mrope_section} must sum to head_dim / 2 = {text.head_dim / 2:g}",
-    )
-    need(
-        text.num_attention_heads % text.num_key_value_heads == 0,
-        "config.model.text.num_attention_heads must be a multiple of num_key_value_heads",
-    )
-    need(
-        vision.hidden_size % (4 * vision.num_heads) == 0,
-        "config.model.vision.hidden_size must be a multiple of 4 * num_heads (2-D rotary embedding)",
-    )
-    need(vision.window >= 1, "config.model.vision.window_size is smaller than one merged token")
-    need(
-        all(0 <= i < vision.depth for i in vision.fullatt_block_indexes),
-        f"config.model.vision.fullatt_block_indexes must lie in 0..{vision.depth - 1}",
-    )
+    if not c.model.path:  # else the sizes are the checkpoint's, which is not open yet
+        problems += size_problems(c)
     for name, share in (("row_share", data.row_share), ("augment_area", data.augment_area)):
         need(0 < share <= 1, f"config.data.{name} is {share:g}; it must lie in 0..1, above 0")
     need(
@@ -106,11 +93,7 @@ def problems_of(c: Config) -> list[str]:
             1 <= moe.top_k <= moe.experts - 2,
             f"config.moe.top_k is {moe.top_k}; it must lie in 1..experts - 2 = {moe.experts - 2}",
         )
-    factor = vision.patch_size * vision.spatial_merge_size
-    need(
-        data.min_pixels <= data.max_pixels and data.max_pixels >= factor**2,
-        f"config.data.max_pixels must be at least min_pixels and one merged token ({factor}x{factor})",
-    )
+    need(data.min_pixels <= data.max_pixels, "config.data.max_pixels must be at least min_pixels")
     need(bool(c.eval.ks) and min(c.eval.ks, default=0) > 0, f"config.eval.ks {c.eval.ks} must list positive ranks")
     metric = re.fullmatch(r"(?:\w+/)?(?:seen|unseen)/(?:image|text|item)/(?:R@(\d+)|MRR)", c.eval.metric)
     need(
@@ -128,4 +111,38 @@ def problems_of(c: Config) -> list[str]:
         f"config.train.batch_size {train.batch_size} must be a multiple of config.loss.group_size {loss.group_size}",
     )
     need(sum(data.modality_mix) > 0 and min(data.modality_mix) >= 0, "config.data.modality_mix needs a positive entry")
+    return problems
+
+
+def size_problems(c: Config) -> list[str]:
+    """Returns what is wrong with the sizes of the model, and with settings that depend on them."""
+    text, vision = c.model.text, c.model.vision
+    problems = []
+
+    def need(ok: bool, message: str) -> None:
+        if not ok:
+            problems.append(message)
+
+    need(
+        2 * sum(text.mrope_section) == text.head_dim,
+        f"config.model.text.mrope_section {text.mrope_section} must sum to head_dim / 2 = {text.head_dim / 2:g}",
+    )
+    need(
+        text.num_attention_heads % text.num_key_value_heads == 0,
+        "config.model.text.num_attention_heads must be a multiple of num_key_value_heads",
+    )
+    need(
+        vision.hidden_size % (4 * vision.num_heads) == 0,
+        "config.model.vision.hidden_size must be a multiple of 4 * num_heads (2-D rotary embedding)",
+    )
+    need(vision.window >= 1, "config.model.vision.window_size is smaller than one merged token")
+    need(
+        all(0 <= i < vision.depth for i in vision.fullatt_block_indexes),
+        f"config.model.vision.fullatt_block_indexes must lie in 0..{vision.depth - 1}",
+    )
+    factor = vision.patch_size * vision.spatial_merge_size
+    need(
+        c.data.max_pixels >= factor**2,
+        f"config.data.max_pixels must hold at least one merged token ({factor}x{factor})",
+    )
     return problems

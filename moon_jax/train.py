@@ -2,6 +2,15 @@
 
 The work folder receives config.json, metrics.jsonl, tensorboard/, eval/<step>.json and checkpoints/; the same command
 again resumes there. Every setting can be overridden, e.g. --config.train.steps=500 --config.mesh.fsdp=8.
+
+    --config.model.path=DIR   start from a checkpoint: a Hugging Face folder of Qwen2.5-VL, a model folder or a training
+                              run of ours. Its sizes and its tokenizer are used; where only the config has experts,
+                              each starts as a copy of its layer's FFN
+    --config.train.freeze=W   keep weights as they are: vision, llm, or backbone (all but experts and projector);
+                              several joined by commas
+
+Every folder in checkpoints/ is itself a checkpoint to start from, and what moon_jax.load, moon_jax.embed and
+moon_jax.convert read.
 """
 
 import collections
@@ -9,6 +18,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import shutil
 import signal
 import sys
 import time
@@ -24,19 +34,23 @@ from moon_jax.config import Config, ConfigError, resolve, to_dict
 from moon_jax.data import catalogue, images, sources, tokenizer
 from moon_jax.data.pipeline import TrainBatches, stream
 from moon_jax.data.records import DataError, Dataset, training_texts
-from moon_jax.encoder import Encoder
 from moon_jax.evaluation import report, tasks
 from moon_jax.parallel.mesh import batch_shards, host_shards, make_mesh, place_batch
 from moon_jax.training.checkpoint import CheckpointError, Checkpoints
+from moon_jax.training.embedder import Embedder
 from moon_jax.training.log import Log
 from moon_jax.training.plan import describe
+from moon_jax.training.start import Start, assets, find
 from moon_jax.training.state import Trainer, TrainState
+from moon_jax.weights.folder import tokenizer_files
+from moon_jax.weights.source import WeightsError
 
-# What may change when a run is resumed; any other change would silently be another run.
+# What may change when a run is resumed; any other change would silently be another run. Of what lies at the paths, data
+# and weights, the fingerprints are compared instead.
 _FREE = (
-    "name", "mesh", "eval", "model.remat", "model.attention_impl", "moe.strategy", "data.path", "data.on_error",
-    "data.max_skipped_share", "data.row_tokens", "data.rows", "data.image_slots", "data.workers", "data.prefetch",
-    "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
+    "name", "mesh", "eval", "model.path", "model.remat", "model.attention_impl", "moe.strategy", "data.path",
+    "data.on_error", "data.max_skipped_share", "data.row_tokens", "data.rows", "data.image_slots", "data.workers",
+    "data.prefetch", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
 )  # fmt: skip
 
 
@@ -51,13 +65,13 @@ def main(argv: list[str]) -> None:
     try:
         config = resolve(CONFIG.value)
         if DRY_RUN.value:
-            print(describe(config))
+            print(describe(find(config).config))
             return
         if not WORKDIR.value:
             raise ConfigError("--workdir is needed: the folder that receives checkpoints, logs and results")
         logging.set_verbosity(logging.WARNING)  # Orbax and JAX say much at INFO; ours goes through Log
         run(config, pathlib.Path(WORKDIR.value))
-    except (ConfigError, DataError, tokenizer.TokenizerError, CheckpointError, TrainingError) as error:
+    except (ConfigError, DataError, tokenizer.TokenizerError, WeightsError, CheckpointError, TrainingError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
@@ -69,35 +83,48 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         workdir: made if it is not there.
 
     Raises:
-        ConfigError: settings, data or an older checkpoint in workdir do not fit together.
+        ConfigError: settings, data, weights or an older checkpoint in workdir do not fit together.
+        WeightsError: the checkpoint to start from cannot be used.
         TrainingError: the loss is not finite.
     """
     if config.model.dtype == "float32":  # accelerators would multiply in fewer bits by default
         jax.config.update("jax_default_matmul_precision", "highest")
     mesh = make_mesh(config.mesh)
-    trainer = Trainer(config, mesh)
-    workdir.mkdir(parents=True, exist_ok=True)
-    config, dataset, words = prepare(config, workdir)
-    batches = TrainBatches(dataset, words, config, batch_shards(mesh), host_shards(mesh))
-    encoder = Encoder(config, mesh, words)
-    train_step = trainer.train_step(batches.shape.documents)
-    meta = {"config": to_dict(config), "data": dataset.fingerprint, "tokenizer": words.fingerprint}
-    with (
-        _StopOnSignal() as stop,
-        Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, config.eval.metric) as checkpoints,
-    ):
-        state = _restore_or_init(trainer, checkpoints, config, meta)
-        start, last = int(state.step), config.train.steps
-        if start == 0 and jax.process_index() == 0:
+    with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, config.eval.metric) as checkpoints:
+        step = checkpoints.latest()
+        saved = None if step is None else checkpoints.meta(step)
+        start = find(config, saved)
+        trainer = Trainer(start.config, mesh)
+        workdir.mkdir(parents=True, exist_ok=True)
+        config, dataset, words, words_folder = prepare(start, workdir, saved is None)
+        batches = TrainBatches(dataset, words, config, batch_shards(mesh), host_shards(mesh))
+        encoder = Embedder(config, mesh, words)
+        train_step = trainer.train_step(batches.shape.documents)
+        meta = {
+            "config": to_dict(config), "data": dataset.fingerprint, "tokenizer": words.fingerprint,
+            "weights": start.weights(),
+        }  # fmt: skip
+        beside = functools.partial(assets, config, words_folder, meta)
+        beside(0)  # what is missing for them is found before training, not after it
+        if saved is not None:
+            _check_same_run(saved, meta, checkpoints.folder)
+            state = checkpoints.restore(trainer.abstract_state(), step)[0]
+        else:
+            state = trainer.init(config.train.seed) if start.source is None else trainer.start(start.source)
+        first, last = int(state.step), config.train.steps
+        if first == 0 and jax.process_index() == 0:
             report.write_json(meta["config"], workdir / "config.json")
         with (
-            Log(workdir, config.train.steps, start, triplets_per_step=config.train.batch_size) as log,
+            _StopOnSignal() as stop,
+            Log(workdir, config.train.steps, first, triplets_per_step=config.train.batch_size) as log,
             jax.set_mesh(mesh),
         ):
             evaluate = functools.partial(_evaluate, dataset, encoder, config, workdir, log)
             results, previous, waiting = {}, None, time.perf_counter()
+            for line in start.notes() if first == 0 else ():
+                log.show(line)
             counts: collections.Counter[str] = collections.Counter()
-            for step, batch in stream(batches, start, last, config.data.workers, config.data.prefetch):
+            for step, batch in stream(batches, first, last, config.data.workers, config.data.prefetch):
                 counts.update(batch.info, data_wait_seconds=time.perf_counter() - waiting)
                 state, metrics = train_step(state, place_batch(batch.arrays, mesh))
                 if previous is not None:  # one step late, so that the device never waits for this check
@@ -120,26 +147,35 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
                             scores = results["metrics"]
                     finally:  # an evaluation that fails does not take the training with it
                         if saving:
-                            checkpoints.save(done, state, meta | {"metrics": scores})
+                            checkpoints.save(done, state, meta | {"metrics": scores}, beside(done))
                 if stopping and done < last:
                     log.show(f"stopped by a signal after step {done}; the same command goes on from there")
                     break
                 waiting = time.perf_counter()
-            if start == last:
-                path = workdir / "eval" / f"{start}.json"
-                log.show(f"this run is at its last step {start} already; its results are in {path}")
-                results = json.loads(path.read_text()) if path.exists() else evaluate(state, start)
+            if first == last:
+                path = workdir / "eval" / f"{first}.json"
+                log.show(f"this run is at its last step {first} already; its results are in {path}")
+                results = json.loads(path.read_text()) if path.exists() else evaluate(state, first)
             checkpoints.wait()
             if (best := checkpoints.best()) is not None:
                 log.show(f"best checkpoint by {config.eval.metric}: step {best}")
     return results
 
 
-def prepare(config: Config, workdir: pathlib.Path) -> tuple[Config, Dataset, tokenizer.Tokenizer]:
-    """Returns (config with the paths filled in, dataset, tokenizer), drawing and training what is not given.
+def prepare(
+    start: Start, workdir: pathlib.Path, fresh: bool
+) -> tuple[Config, Dataset, tokenizer.Tokenizer, pathlib.Path]:
+    """Returns (config with the paths filled in, dataset, tokenizer, its folder), making what is not given.
 
-    Process 0 writes what is made; the others wait and read it.
+    The catalogue is drawn, the tokenizer is the checkpoint's (kept in the work folder, so that the run can go on
+    without it) or trained. Process 0 writes; the others wait and read.
+
+    Args:
+        start: of the run.
+        workdir: receives what is made.
+        fresh: the run begins at step 0.
     """
+    config = start.config
     path = config.data.path
     if config.data.format == "catalogue" and not path:
         path = str(workdir / "catalogue")
@@ -149,13 +185,28 @@ def prepare(config: Config, workdir: pathlib.Path) -> tuple[Config, Dataset, tok
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
     dataset = sources.read(config.data)
     images.check(dataset, config.data)
-    folder = config.data.tokenizer
-    if not folder:
-        folder = workdir / "tokenizer"
+    folder = pathlib.Path(config.data.tokenizer or workdir / "tokenizer")
+    if not config.data.tokenizer:
         if jax.process_index() == 0:
-            _train_tokenizer(folder, dataset, config.model.text.vocab_size)
+            if config.model.path:
+                _keep_tokenizer(folder, start, fresh)
+            else:
+                _train_tokenizer(folder, dataset, config.model.text.vocab_size)
         multihost_utils.sync_global_devices("tokenizer")
-    return config, dataset, tokenizer.load(folder, config.model.text.vocab_size)
+    if start.pretrained is None:
+        return config, dataset, tokenizer.load(folder, config.model.text.vocab_size), folder
+    return config, dataset, dataclasses.replace(start.pretrained, tokenizer_folder=folder).load_tokenizer(), folder
+
+
+def _keep_tokenizer(folder: pathlib.Path, start: Start, fresh: bool) -> None:
+    """Copies the tokenizer of the checkpoint to the work folder; a resumed run has its own there already."""
+    if start.pretrained is None or (folder.exists() and not fresh):
+        return
+    files = tokenizer_files(start.pretrained.tokenizer_folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
 
 
 def _train_tokenizer(folder: pathlib.Path, dataset: Dataset, vocab_size: int) -> None:
@@ -168,11 +219,7 @@ def _train_tokenizer(folder: pathlib.Path, dataset: Dataset, vocab_size: int) ->
         report.write_json(wanted, note)  # last: a folder without it is trained again
 
 
-def _restore_or_init(trainer: Trainer, checkpoints: Checkpoints, config: Config, meta: dict[str, Any]) -> TrainState:
-    step = checkpoints.latest()
-    if step is None:
-        return trainer.init(config.train.seed)
-    saved = checkpoints.meta(step)
+def _check_same_run(saved: dict[str, Any], meta: dict[str, Any], folder: Any) -> None:
     now = json.loads(json.dumps(meta))
     before, after = _settings(saved["config"]), _settings(now["config"])
     problems = [
@@ -181,12 +228,16 @@ def _restore_or_init(trainer: Trainer, checkpoints: Checkpoints, config: Config,
         if before.get(name) != after.get(name) and not any(f"{name}.".startswith(f"{free}.") for free in _FREE)
     ]
     problems += [f"the {name} changed" for name in ("data", "tokenizer") if saved[name] != now[name]]
+    if (saved.get("weights") or {}).get("fingerprint") != (now["weights"] or {}).get("fingerprint"):
+        problems.append(
+            "config.model.path has other weights than those that the run started from; going on needs none of them, so "
+            "that the folder may be absent"
+        )
     if problems:
         raise ConfigError(
-            f"{checkpoints.folder} holds another run, so it cannot be resumed (choose another --workdir):\n"
+            f"{folder} holds another run, so it cannot be resumed (choose another --workdir):\n"
             + "\n".join(f"  - {p}" for p in problems)
         )
-    return checkpoints.restore(trainer.abstract_state(), step)[0]
 
 
 def _settings(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -198,7 +249,7 @@ def _settings(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _evaluate(
-    dataset: Dataset, encoder: Encoder, config: Config, workdir: pathlib.Path, log: Log, state: TrainState, step: int
+    dataset: Dataset, encoder: Embedder, config: Config, workdir: pathlib.Path, log: Log, state: TrainState, step: int
 ) -> dict[str, Any]:
     """Returns and writes the evaluation after `step`; the one at the end leaves no query out."""
     last = step == config.train.steps

@@ -3,6 +3,7 @@
 import pytest
 
 from moon_jax import config as c
+from moon_jax import config_rules
 from moon_jax.ablate import apply
 
 
@@ -36,6 +37,7 @@ def test_unknown_names_and_wrong_types_are_all_named():
         ("train", {"b1": 7.0}, r"config\.train\.b1 is a share"),
         ("data", {"category_tokens": -3}, "must not be negative"),
         ("data", {"max_pixels": 10}, "at least min_pixels"),
+        ("data", {"min_pixels": 4, "max_pixels": 27 * 28}, r"one merged token \(28x28\)"),
         ("data", {"row_share": 0.0}, "row_share"),
         ("data", {"own_picture": -0.1, "augment": True}, r"config\.data\.own_picture is a share"),
         ("data", {"own_picture": 1.1, "augment": True}, r"config\.data\.own_picture is a share"),
@@ -74,6 +76,24 @@ def test_the_edges_of_the_ranges_are_accepted(group, values):
     settings[group] |= values
     resolved = getattr(c.resolve(settings), group)
     assert all(getattr(resolved, name) == value for name, value in values.items())
+
+
+def test_sizes_are_judged_unless_a_checkpoint_has_them():
+    settings = c.to_dict(c.Config())
+    settings["model"]["text"] |= {"mrope_section": (1, 2, 3)}
+    settings["model"]["vision"] |= {"depth": 2, "hidden_size": 66}
+    settings["data"] |= {"min_pixels": 1, "max_pixels": 100}
+    with pytest.raises(c.ConfigError) as error:
+        c.resolve(settings)
+    for part in ("mrope_section", "4 * num_heads", "fullatt_block_indexes", "one merged token"):
+        assert part in str(error.value)
+    settings["model"]["path"] = "checkpoint"
+    assert len(config_rules.size_problems(c.resolve(settings))) == 4
+    for part, name in (("text", "num_key_value_heads"), ("vision", "num_heads"), ("vision", "patch_size")):
+        settings = c.to_dict(c.Config())
+        settings["model"][part][name] = 0
+        with pytest.raises(c.ConfigError, match=f"{name} must be positive"):
+            c.resolve(settings)
 
 
 def test_ablation_words():

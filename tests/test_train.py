@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,18 +13,41 @@ import sys
 import jax
 import numpy as np
 import pytest
+import tiny_hf
 from fake_batch import tiny_config
+from jax.experimental.compilation_cache import compilation_cache
 
+from moon_jax import config as c
 from moon_jax import train
 from moon_jax.config import ConfigError
 from moon_jax.data import catalogue
 from moon_jax.data.records import DataError
+from moon_jax.data.tokenizer import TokenizerError
 from moon_jax.parallel.mesh import make_mesh
 from moon_jax.training.checkpoint import Checkpoints
 from moon_jax.training.log import Log
+from moon_jax.training.pretrained import open_pretrained
+from moon_jax.training.start import find
 from moon_jax.training.state import Trainer
+from moon_jax.weights.source import WeightsError, named
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Runs of the same settings compile the same program: the later ones take it from a folder."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        compilation_cache.reset_cache()  # it looks at the settings once
+        for name, value in values.items():
+            jax.config.update(name, value)
+        if values is settings:
+            yield
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +192,120 @@ def test_missing_data_and_unfit_meshes_are_named_before_anything_compiles(config
         train.run(dataclasses.replace(config, train=batch), tmp_path / "w")
 
 
+# From a checkpoint, with frozen parameters ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory) -> pathlib.Path:
+    return tiny_hf.write(tmp_path_factory.mktemp("hf") / "qwen")
+
+
+@pytest.fixture(scope="module")
+def fine_tuning(products, qwen):
+    """Experts out of a dense checkpoint, on eight devices; the rate of the first of the four steps is 0."""
+    d = c.to_dict(c.Config())
+    d["model"]["path"] = str(qwen)
+    d["moe"] |= {"experts": 4, "capacity_factor": 1.25}
+    d["data"] |= {"format": "catalogue", "path": str(products), "min_pixels": 12 * 12, "max_pixels": 12 * 12}
+    d["data"] |= {"title_tokens": 8, "category_tokens": 6, "attribute_tokens": 6}
+    d["mesh"] |= {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2}
+    d["train"] |= {"steps": 4, "batch_size": 8, "lr": 1e-2, "warmup_ratio": 0.25, "freeze": "backbone"}
+    d["train"] |= {"log_every": 1, "checkpoint_every": 1, "keep_checkpoints": 9}
+    d["eval"] |= {"batch_documents": 8, "every": 0, "ks": (1, 5)}
+    return c.resolve(d)
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(fine_tuning, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("fine_tuned")
+    train.run(fine_tuning, workdir)
+    return workdir
+
+
+def params_of(workdir, step):
+    source = open_pretrained(workdir / "checkpoints" / f"{step:08d}").source
+    return {name: source.read(name) for name in source.leaves}
+
+
+def test_training_starts_from_the_weights_and_leaves_the_frozen_ones_as_they_are(fine_tuning, fine_tuned):
+    begun, after = find(fine_tuning).source, {step: params_of(fine_tuned, step) for step in (1, 4)}
+    assert begun.leaves.keys() == after[1].keys()
+    for name in begun.leaves:
+        np.testing.assert_array_equal(after[1][name], begun.read(name), err_msg=name)
+        learns = name.startswith(("text/layers/moe/", "vision/merger/"))
+        assert (after[4][name] != begun.read(name)).any() == learns, name
+    written = json.loads((fine_tuned / "config.json").read_text())
+    assert written["model"]["text"]["hidden_size"] == 24
+    assert written["model"]["vision"]["depth"] == 2
+
+
+def test_a_resumed_run_needs_neither_the_checkpoint_nor_its_tokenizer(fine_tuning, fine_tuned, qwen, tmp_path):
+    """The ring, the moments and the frozen parameters come from its own checkpoint; to the bit."""
+    workdir = tmp_path / "again"
+    shutil.copytree(fine_tuned, workdir)
+    for step in (3, 4):
+        shutil.rmtree(workdir / "checkpoints" / f"{step:08d}")
+    away = qwen.rename(tmp_path / "away")
+    try:
+        train.run(fine_tuning, workdir)
+    finally:
+        away.rename(qwen)
+    config = find(fine_tuning).config
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(final_state(config, fine_tuned)),
+        jax.tree.leaves(final_state(config, workdir)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=jax.tree_util.keystr(path))
+    moments = final_state(config, workdir).opt_state
+    assert len([leaf for leaf in jax.tree.leaves(moments) if leaf.ndim]) == 2 * 9, "4 of the experts, 5 of the merger"
+
+
+def test_other_weights_another_freeze_or_a_tokenizer_of_another_model_are_refused(
+    fine_tuning, fine_tuned, qwen, tmp_path
+):
+    other = dataclasses.replace(
+        fine_tuning, model=dataclasses.replace(fine_tuning.model, path=str(tiny_hf.write(tmp_path / "other", seed=1)))
+    )
+    with pytest.raises(ConfigError, match=r"config\.model\.path has other weights"):
+        train.run(other, fine_tuned)
+    thawed = dataclasses.replace(fine_tuning, train=dataclasses.replace(fine_tuning.train, freeze="llm"))
+    with pytest.raises(ConfigError, match=r"config\.train\.freeze was 'backbone', is 'llm'"):
+        train.run(thawed, fine_tuned)
+    drawn = dataclasses.replace(
+        fine_tuning, model=dataclasses.replace(fine_tuning.model, path=str(tmp_path / "nowhere"))
+    )
+    with pytest.raises(WeightsError, match="nowhere"):
+        train.run(drawn, tmp_path / "w")
+    strange = tmp_path / "strange"
+    shutil.copytree(qwen, strange)
+    settings = json.loads((strange / "config.json").read_text()) | {"image_token_id": 3}
+    (strange / "config.json").write_text(json.dumps(settings))
+    config = dataclasses.replace(fine_tuning, model=dataclasses.replace(fine_tuning.model, path=str(strange)))
+    with pytest.raises(TokenizerError, match="image_token_id is 3"):
+        train.run(config, tmp_path / "w")
+
+
+def test_every_saved_step_is_a_model(fine_tuning, fine_tuned):
+    opened = open_pretrained(fine_tuned)
+    assert opened.kind == "training"
+    assert (opened.spec.moe.experts, opened.spec.model.text.hidden_size) == (4, 24)
+    assert opened.spec.data.title_tokens == 8
+    assert opened.load_tokenizer().fingerprint == open_pretrained(fine_tuning.model.path).load_tokenizer().fingerprint
+    card = (fine_tuned / "checkpoints" / "00000004" / "README.md").read_text()
+    for words in ("step 4", "`qwen`", "every FFN copied to 4 experts (seed 0)"):
+        assert words in card
+
+
+def test_a_run_from_random_weights_is_a_model_too(config, straight):
+    workdir, _ = straight
+    opened = open_pretrained(workdir)
+    assert Checkpoints(workdir / "checkpoints").meta(10)["weights"] is None
+    for name, leaf in named(final_state(config, workdir).params).items():
+        np.testing.assert_array_equal(opened.source.read(name), leaf, err_msg=name)
+    assert "random weights" in (workdir / "checkpoints" / "00000010" / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -176,6 +314,8 @@ def test_missing_data_and_unfit_meshes_are_named_before_anything_compiles(config
         (["--config=configs/demo.py", "--config.moe.top_k=7", "--workdir=w"], r"config\.moe\.top_k is 7"),
         (["--config=configs/demo.py"], "--workdir is needed"),
         (["--config=configs/shop.py:luma", "--config.data.path=/no/such/folder", "--workdir=w"], "/no/such/folder"),
+        (["--config=configs/moon_3b.py", "--config.model.path=/no/model", "--dry-run"], "WeightsError: .*/no/model"),
+        (["--config=configs/moon_3b.py", "--config.train.freeze=visoin", "--dry-run"], "visoin is not known"),
     ],
 )
 def test_the_command_refuses_with_one_plain_message(arguments, message, tmp_path):
@@ -192,6 +332,17 @@ def test_dry_run_prints_the_plan_of_the_full_size_without_data_or_devices():
     assert "data=1 x fsdp=16 x expert=4 x tensor=1 = 64 devices" in done.stdout
     assert f"{2 * 256 * 3 - 1:,}" in done.stdout
     assert re.search(r"steps +17,89\d", done.stdout)
+
+
+def test_dry_run_shows_the_sizes_of_the_checkpoint_and_what_learns(qwen):
+    arguments = [f"--config.model.path={qwen}", "--config.train.freeze=vision", "--config.mesh.fsdp=2"]
+    done = command(["--config=configs/moon_3b.py", *arguments, "--config.mesh.expert=2", "--dry-run"])
+    assert done.returncode == 0, done.stderr
+    total = sum(array.size for array in tiny_hf.tensors().values()) + 3 * (7 * 3 * 20 * 24 + 24 * 8)
+    assert re.search(rf"parameters +{total:,} ", done.stdout)
+    merger = 16 + 64 * 64 + 64 + 64 * 24 + 24
+    vision = sum(array.size for name, array in tiny_hf.tensors().items() if name.startswith("visual.")) - merger
+    assert re.search(rf"trainable +{total - vision:,} .*frozen: vision", done.stdout)
 
 
 def command(arguments):

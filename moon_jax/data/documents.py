@@ -9,12 +9,14 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from moon_jax.config import DataConfig, Role, VisionConfig
+from moon_jax.config import DataConfig, PromptConfig, Role, VisionConfig
 from moon_jax.data.grids import max_picture_tokens
 from moon_jax.data.records import DataError, ImageRef, Product, Query
 from moon_jax.data.tokenizer import Tokenizer
 
 MODALITIES = ("image", "text", "both")  # of a query, in the order of config.data.modality_mix
+KINDS = ("item", "query", "plain")
+PLAIN = PromptConfig()  # around a plain document: nothing but a line end between its texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +29,16 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One thing to embed. Texts are untrusted: what looks like a special token in them is plain text."""
+    """One thing to embed. Texts are untrusted: what looks like a special token in them is plain text.
+
+    Its kind decides what stands around its texts: `config.data.prompt` for an "item" (a listing or a candidate text),
+    `config.data.query_prompt` for a "query"; a "plain" one has no prompt and its texts are never cut.
+    """
 
     images: tuple[ImageRef, ...] = ()
     segments: tuple[Segment, ...] = ()
+    kind: str = "item"
+    name: str = dataclasses.field(default="", compare=False)  # for errors: which record it was made of
 
 
 @runtime_checkable
@@ -68,7 +76,7 @@ def query_document(query: Query, modality: str) -> Document:
     if not has_modality(query, modality):
         raise DataError(f"the query ({query.text!r}, {query.image}) cannot be asked by {modality!r}")
     images = (query.image,) if query.image is not None and modality != "text" else ()
-    return Document(images, _segments((Role.TITLE, query.text if modality != "image" else "")))
+    return Document(images, segments((Role.TITLE, query.text if modality != "image" else "")), "query")
 
 
 def item_document(
@@ -87,12 +95,12 @@ def item_document(
         DataError: nothing is left to embed.
     """
     named = f"{product.title}\n{product.description}".strip() if config.description else product.title
-    segments = _segments(
+    texts = segments(
         (Role.TITLE, named if title else ""),
         (Role.CATEGORY, category_text(product.category) if aspects else ""),
         (Role.ATTRIBUTE, attribute_text(product.attributes) if aspects else ""),
     )
-    document = Document(product.images[: config.images_per_item] if images else (), segments)
+    document = Document(product.images[: config.images_per_item] if images else (), texts)
     if not document.images and not document.segments:
         asked = [name for name, given in (("aspects", aspects), ("title", title), ("images", images)) if given]
         raise DataError(f"the product {product.id!r} has nothing to embed of {', '.join(asked) or 'nothing'}")
@@ -101,7 +109,7 @@ def item_document(
 
 def aspect_document(text: str, role: Role) -> Document:
     """Returns a candidate text as a document: `category_text` as Role.CATEGORY, `attribute_text` as Role.ATTRIBUTE."""
-    return Document((), _segments((role, text)))
+    return Document((), segments((role, text)))
 
 
 def category_text(category: Sequence[str]) -> str:
@@ -114,7 +122,8 @@ def attribute_text(attributes: Iterable[tuple[str, Sequence[str]]]) -> str:
     return "; ".join(f"{key}: {', '.join(values)}" for key, values in attributes)
 
 
-def _segments(*texts: tuple[Role, str]) -> tuple[Segment, ...]:
+def segments(*texts: tuple[Role, str]) -> tuple[Segment, ...]:
+    """Returns the segments of (role, text) pairs, less the empty ones."""
     return tuple(Segment(role, text) for role, text in texts if text.strip())
 
 
@@ -126,6 +135,14 @@ def _limits(data: DataConfig) -> dict[Role, int]:
     }
 
 
+def _prompt(kind: str, data: DataConfig) -> tuple[str, PromptConfig]:
+    """Returns the setting and its value for a kind of document."""
+    prompts = {"item": ("prompt", data.prompt), "query": ("query_prompt", data.query_prompt), "plain": ("", PLAIN)}
+    if kind not in prompts:
+        raise ValueError(f"a document's kind is one of {', '.join(KINDS)}, not {kind!r}")
+    return prompts[kind]
+
+
 def encode(
     document: Document, tokenizer: Tokenizer, pictures: Sequence[PictureLike], data: DataConfig, vision: VisionConfig
 ) -> EncodedDocument:
@@ -133,19 +150,20 @@ def encode(
 
     prefix, then per picture <|vision_start|> <|image_pad|>... <|vision_end|>, then the texts with the separator between
     them, suffix. One <|image_pad|> stands for a merged token and has the picture's role; everything that is neither a
-    picture nor a text has the role OTHER. Texts are tokenised one by one and cut at their limits.
+    picture nor a text has the role OTHER. Texts are tokenised one by one and cut at their limits. The prompt (prefix,
+    separator, suffix) and the limits are those of the document's kind, see `Document`.
 
     Args:
         document: its `images` are not looked at; `pictures` are what was loaded of them.
         tokenizer: see `moon_jax.data.tokenizer`.
         pictures: in order: every original followed by its crop, if it has one.
-        data: prompt and limits.
+        data: prompts and limits.
         vision: `spatial_merge_size`.
 
     Raises:
         DataError: no tokens at all, a segment with a role that no text has, or an image token in the prompt.
     """
-    limits, prompt = _limits(data), data.prompt
+    limits, (setting, prompt) = _limits(data), _prompt(document.kind, data)
     ids: list[int] = []
     roles: list[int] = []
     cut = 0
@@ -157,7 +175,7 @@ def encode(
     def add_template(text: str, name: str) -> None:
         new = tokenizer.encode_template(text)
         if tokenizer.image_pad in new:
-            raise DataError(f"config.data.prompt.{name} holds the image token; pictures are put in by themselves")
+            raise DataError(f"config.data.{setting}.{name} holds the image token; pictures are put in by themselves")
         add(new, Role.OTHER)
 
     add_template(prompt.prefix, "prefix")
@@ -171,8 +189,9 @@ def encode(
         if number:
             add_template(prompt.separator, "separator")
         text = tokenizer.encode(segment.text)
-        cut += len(text) > limits[segment.role]
-        add(text[: limits[segment.role]], segment.role)
+        limit = len(text) if document.kind == "plain" else limits[segment.role]
+        cut += len(text) > limit
+        add(text[:limit], segment.role)
     add_template(prompt.suffix, "suffix")
     if not ids:
         raise DataError("a document without pictures, texts and prompt has no tokens to embed")
@@ -180,15 +199,17 @@ def encode(
 
 
 def max_document_tokens(data: DataConfig, vision: VisionConfig) -> int:
-    """Returns a bound of the tokens of any document that the functions above make: the static length of a row.
+    """Returns a bound of the tokens of any item or query that the functions above make: the static length of a row.
 
-    The template is counted by its NFC bytes, of which a byte-level BPE makes at most as many tokens, so that the bound
-    depends on the settings alone and not on the tokenizer.
+    A plain document has no bound. The template is counted by its NFC bytes, of which a byte-level BPE makes at most as
+    many tokens, so that the bound depends on the settings alone and not on the tokenizer.
     """
     pictures = data.images_per_item * (2 if data.crop else 1)
-    limits, prompt = _limits(data), data.prompt
-    separators = (len(limits) - 1) * _bytes(prompt.separator)
-    template = _bytes(prompt.prefix) + separators + _bytes(prompt.suffix)
+    limits = _limits(data)
+    template = max(
+        _bytes(prompt.prefix) + (len(limits) - 1) * _bytes(prompt.separator) + _bytes(prompt.suffix)
+        for prompt in (data.prompt, data.query_prompt)
+    )
     return pictures * (2 + max_picture_tokens(data, vision)) + sum(limits.values()) + template
 
 

@@ -3,21 +3,37 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import io
 import math
+import threading
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float32
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import ExifTags, Image, ImageEnhance
 from tqdm import tqdm
 
 from moon_jax.config import DataConfig, Role, VisionConfig
 from moon_jax.data.documents import Document
 from moon_jax.data.grids import smart_resize
-from moon_jax.data.records import Box, DataError, Dataset, ImageRef
+from moon_jax.data.records import Box, DataError, Dataset, ImageRef, ImageSource
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # Pillow would also run ghostscript on what calls itself EPS
 MAX_SOURCE_PIXELS = 50_000_000  # read from the header: a file of 10 kB can unpack to gigabytes
+_COPYING = threading.Lock()
+_ORIENTATION_IN = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif", "Raw profile type APP1"}  # Image.info
+# What makes a picture upright, by the orientation that its EXIF data name.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = tuple(TURNS[number] for number in (5, 6, 7, 8))
+BLOCK_LINES = 4  # lines of merge blocks that are turned into patches at a time
 MIN_CROP_PX = 2  # a box that covers less than this in the picture is no picture of a product
 
 # CLIP's statistics of the channels, as all Qwen2.5-VL processors have them.
@@ -39,41 +55,61 @@ class Picture:
     role: Role  # IMAGE, or CORE for the crop of the product
 
 
-def load(path: str) -> Image.Image:
+def load(path: ImageSource) -> Image.Image:
     """Returns the picture upright, as RGB: the first frame, alpha composited on white, 16-bit gray scaled to 8.
+
+    Args:
+      path: of a file, or the bytes of one, or a Pillow image, which is copied and not changed.
 
     Raises:
       ImageError: no such file, not one of the formats, broken, or too many pixels (found before they are decoded).
     """
     with _open(path) as image:
+        if image is path:
+            with _COPYING:  # it may be a file that is not read yet, and stand in several documents
+                image = image.copy()
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
+        turn = _turn(image)
+        return _to_rgb(image if turn is None else image.transpose(turn))
 
 
 @contextlib.contextmanager
-def _open(path: str) -> Iterator[Image.Image]:
+def _open(path: ImageSource) -> Iterator[Image.Image]:
     """Gives the picture with its header read and checked; whatever goes wrong inside becomes an ImageError."""
+    name = path if isinstance(path, str) else f"a picture in memory ({type(path).__name__})"
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with contextlib.ExitStack() as stack:
+            if isinstance(path, Image.Image):
+                image = path
+            else:
+                file = path if isinstance(path, str) else io.BytesIO(path)
+                image = stack.enter_context(Image.open(file, formats=FORMATS))
             width, height = image.size
             if width * height > MAX_SOURCE_PIXELS:
-                raise ImageError(f"{path}: {width}x{height} px is more than the limit of {MAX_SOURCE_PIXELS:,} px")
+                raise ImageError(f"{name}: {width}x{height} px is more than the limit of {MAX_SOURCE_PIXELS:,} px")
             yield image
     except ImageError:
         raise
     except FileNotFoundError as error:
-        raise ImageError(f"{path}: no such picture") from error
+        raise ImageError(f"{name}: no such picture") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         kinds = ", ".join(FORMATS)
-        raise ImageError(f"{path}: cannot be read as a picture ({kinds}): {error}") from error
+        raise ImageError(f"{name}: cannot be read as a picture ({kinds}): {error}") from error
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Returns what makes a picture upright, None where it is or does not say."""
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # damaged notes about a picture do not damage it
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit gray: convert() would clip it at 255
-        return Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 256).astype(np.uint8)).convert(
-            "RGB"
-        )
+        deep = np.asarray(image).astype(np.int64)
+        clear = deep == image.info.get("transparency", -1)
+        return Image.fromarray(np.where(clear, 255, deep.clip(0, 65535) // 256).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -89,29 +125,37 @@ def crop(image: Image.Image, box: Box, margin: float) -> Image.Image | None:
       box: x1, y1, x2, y2 in its pixels; what lies outside is cut off.
       margin: share of the box's width and height that is added on every side.
     """
-    x1, y1, x2, y2 = _clamp(box, *image.size)
+    area = _crop_area(image.size, box, margin)
+    return None if area is None else image.crop(area)
+
+
+def _crop_area(size: tuple[int, int], box: Box, margin: float) -> tuple[int, int, int, int] | None:
+    x1, y1, x2, y2 = _clamp(box, *size)
     if x2 - x1 < MIN_CROP_PX or y2 - y1 < MIN_CROP_PX:
         return None
     x1, y1, x2, y2 = box
     dx, dy = margin * (x2 - x1), margin * (y2 - y1)
-    inside = (
+    return (
         max(0, math.floor(x1 - dx)),
         max(0, math.floor(y1 - dy)),
-        min(image.width, math.ceil(x2 + dx)),
-        min(image.height, math.ceil(y2 + dy)),
+        min(size[0], math.ceil(x2 + dx)),
+        min(size[1], math.ceil(y2 + dy)),
     )
-    return image.crop(inside)
 
 
 def pad_to_aspect(image: Image.Image, max_aspect: float) -> Image.Image:
     """Returns the picture, a longer strip than `max_aspect` in the middle of a white one of that ratio."""
-    short = math.ceil(max(image.size) / max_aspect)
-    width, height = max(image.width, short), max(image.height, short)
+    width, height = _padded_size(image.size, max_aspect)
     if (width, height) == image.size:
         return image
     canvas = Image.new("RGB", (width, height), (255, 255, 255))
     canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
     return canvas
+
+
+def _padded_size(size: tuple[int, int], max_aspect: float) -> tuple[int, int]:
+    short = math.ceil(max(size) / max_aspect)
+    return max(size[0], short), max(size[1], short)
 
 
 def patchify(
@@ -120,7 +164,8 @@ def patchify(
     """Returns the patches of an RGB picture, equal to those of transformers' Qwen2VLImageProcessor to 1e-6.
 
     One frame only: transformers repeats a still picture `temporal_patch_size` times; the model adds its kernel's frames
-    up instead. The uint8 pixels are permuted, then become floats in a single multiply-add.
+    up instead. Bytes are put into order before they become floats, four times as large, and a few lines of blocks at a
+    time, so that they stay in the cache and little new memory is touched (`benchmarks/images.py`).
 
     Raises:
       ValueError: the longer side is more than 200 times the shorter one.
@@ -130,10 +175,16 @@ def patchify(
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     gh, gw = height // p, width // p
-    pixels = np.asarray(image).reshape(gh // m, m, p, gw // m, m, p, 3).transpose(0, 3, 1, 4, 6, 2, 5)
-    pixels = np.ascontiguousarray(pixels).reshape(gh * gw, 3, p * p)
-    patches = np.multiply(pixels, SCALE[:, None], dtype=np.float32)
-    patches += SHIFT[:, None]
+    lines = np.asarray(image).reshape(gh // m, m, p, gw // m, m, 3 * p).view(f"V{3 * p}")[..., 0]  # one item each
+    lines = lines.transpose(0, 3, 1, 4, 2)
+    scale, shift = np.repeat(SCALE, p * p), np.repeat(SHIFT, p * p)
+    patches = np.empty((gh // m, gw * m, 3 * p * p), np.float32)
+    for top in range(0, gh // m, BLOCK_LINES):
+        part = patches[top : top + BLOCK_LINES]
+        pixels = lines[top : top + BLOCK_LINES].copy().view(np.uint8).reshape(*part.shape[:2], p * p, 3)
+        part[...] = pixels.swapaxes(2, 3).reshape(part.shape)
+        part *= scale
+        part += shift
     return Picture(patches.reshape(gh * gw, 3 * p * p), (gh, gw), role)
 
 
@@ -206,6 +257,35 @@ def pictures(
             view = pad_to_aspect(view, data.max_aspect)
             out.append(patchify(view, vision, data.min_pixels, data.max_pixels, role))
     return out
+
+
+def grids(document: Document, data: DataConfig, vision: VisionConfig) -> list[tuple[tuple[int, int], Role]]:
+    """Returns the (grid, role) of every picture that `pictures` makes, from the headers of the files alone.
+
+    Raises:
+      ImageError: names the picture whose header cannot be read.
+    """
+    out = []
+    for ref in document.images:
+        size = _upright_size(ref.path)
+        views = [(size, Role.IMAGE)]
+        if data.crop and ref.box is not None and (area := _crop_area(size, ref.box, data.crop_margin)) is not None:
+            views.append(((area[2] - area[0], area[3] - area[1]), Role.CORE))
+        for view, role in views:
+            width, height = _padded_size(view, data.max_aspect)
+            factor = vision.patch_size * vision.spatial_merge_size
+            h, w = smart_resize(height, width, factor, data.min_pixels, data.max_pixels)
+            out.append(((h // vision.patch_size, w // vision.patch_size), role))
+    return out
+
+
+def _upright_size(path: ImageSource) -> tuple[int, int]:
+    """Returns (width, height) as `load` would give them; orientation that stands behind the pixels is not seen."""
+    with _open(path) as image:
+        width, height = image.size
+        noted = _ORIENTATION_IN & image.info.keys()  # without one, Pillow would decode a PNG to look behind its pixels
+        turned = noted and _turn(image) in SIDEWAYS
+        return (height, width) if turned else (width, height)
 
 
 def count(image: ImageRef, data: DataConfig) -> int:

@@ -1,12 +1,12 @@
-"""Batches by their number: training batches of triplets, batches of documents to embed, and the stream of either.
+"""Batches by their number: training batches of triplets, and the stream of these or of documents to embed.
 
 `batches[step]` is a pure function of the settings, the data and the step, on every host and in every worker.
 """
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -15,14 +15,12 @@ from absl import flags
 from moon_jax.config import Config, ConfigError, DataConfig, Role
 from moon_jax.data import images
 from moon_jax.data.documents import (
-    Document,
     EncodedDocument,
     encode,
     has_modality,
     item_document,
     query_document,
 )
-from moon_jax.data.images import ImageError, Picture
 from moon_jax.data.packing import BatchShape, Bound, PackingError, document_bound, pack_shards, plan_shape
 from moon_jax.data.records import DataError, Dataset
 from moon_jax.data.sampling import Row, Sampler, balanced, quotas
@@ -39,10 +37,11 @@ class Batch:
     arrays: dict[str, np.ndarray]  # leading axis: the host's shards; the fields are described at packing.pack
     info: dict[str, int]
     broken: tuple[str, ...] = ()  # what was skipped and why
+    left_out: Mapping[int, str] = dataclasses.field(default_factory=dict)  # documents without a vector, and why
 
 
 @dataclasses.dataclass
-class _Tally:
+class Tally:
     """Counts over the documents of a batch."""
 
     cut_texts: int = 0
@@ -50,6 +49,7 @@ class _Tally:
     broken: list[str] = dataclasses.field(default_factory=list)
 
     def add(self, document: EncodedDocument) -> EncodedDocument:
+        """Returns the document, counted."""
         roles = [picture.role for picture in document.pictures]
         self.cut_texts += document.cut_texts
         self.missing_boxes += roles.count(Role.IMAGE) - roles.count(Role.CORE)
@@ -125,7 +125,7 @@ class TrainBatches:
             PackingError: `config.data.rows` or another size was set too small for this batch.
         """
         rows, info = self.sampler.rows(step)
-        n, tally = self.triplets, _Tally()
+        n, tally = self.triplets, Tally()
         own = [[self._load(step, i, rows[i], tally) for i in range(g * n, (g + 1) * n)] for g in self.host_shards]
         documents = [[documents[part] for part in range(3) for _, documents in shard] for shard in own]
         arrays = self._pack(documents)
@@ -155,7 +155,7 @@ class TrainBatches:
                 raise
             return pack_shards(documents, self.largest, vision)
 
-    def _load(self, step: int, index: int, row: Row, tally: _Tally) -> tuple[Row, list[EncodedDocument]]:
+    def _load(self, step: int, index: int, row: Row, tally: Tally) -> tuple[Row, list[EncodedDocument]]:
         """Returns the row's three documents; if a picture is broken and that may be skipped, those of a spare row."""
         try:
             return row, self._encode(step, index, row, tally)
@@ -172,7 +172,7 @@ class TrainBatches:
                 tally.broken.append(f"triplet {spare.triplet.id}: {error}")
         raise DataError("no triplet could be read in the place of a broken one; the last: " + tally.broken[-1])
 
-    def _encode(self, step: int, index: int, row: Row, tally: _Tally) -> list[EncodedDocument]:
+    def _encode(self, step: int, index: int, row: Row, tally: Tally) -> list[EncodedDocument]:
         data, vision = self.config.data, self.config.model.vision
         form = row.form._asdict()
         documents = [
@@ -186,76 +186,22 @@ class TrainBatches:
         return [tally.add(document) for document in encoded]
 
 
-class DocumentBatches:
-    """Documents to embed, in order: shard g of batch i has the E that start at (i * shards + g) * E.
+@runtime_checkable
+class Batches(Protocol):
+    """Random access to batches."""
 
-    The shape follows from the largest number of pictures that a document of this list has, so that texts do not pay for
-    empty slots; there are only a few such numbers, each of which compiles once.
-    """
-
-    def __init__(
-        self, documents: Sequence[Document], tokenizer: Tokenizer, config: Config, shards: int, host_shards: range
-    ):
-        """Plans the static shape for `config.eval.batch_documents` documents a shard.
-
-        Args:
-            documents: any mixture; the last batch is filled up with padding.
-            tokenizer: of the model.
-            config: `eval.batch_documents`, `data`, `model.vision`.
-            shards: of the global batch.
-            host_shards: the ones to make here.
-        """
-        self.documents, self.tokenizer, self.config = documents, tokenizer, config
-        self.shards, self.host_shards = shards, host_shards
-        # The sizes that config.data may set are of a training batch; here every list of documents must fit.
-        data, vision = (
-            dataclasses.replace(config.data, row_tokens=0, rows=0, row_share=1.0, image_slots=0),
-            config.model.vision,
-        )
-        pictures = max((sum(images.count(i, data) for i in d.images) for d in documents), default=0)
-        self.shape = plan_shape([document_bound(config.eval.batch_documents, data, vision, pictures)], data, vision)
-
-    def __len__(self) -> int:
-        return -(-len(self.documents) // (self.shards * self.shape.documents))
+    config: Config
 
     def __getitem__(self, step: int) -> Batch:
-        """Returns the host's part of batch `step`.
-
-        Raises:
-            DataError: a picture cannot be read and `config.data.on_error` is "raise". With "skip" it is left out, and a
-                document with nothing else gets a white picture, so that every document has its embedding.
-        """
-        tally, size = _Tally(), self.shape.documents
-        starts = [(step * self.shards + shard) * size for shard in self.host_shards]
-        own = [[self._encode(document, tally) for document in self.documents[start : start + size]] for start in starts]
-        arrays = pack_shards(own, self.shape, self.config.model.vision)
-        info = {
-            "broken_pictures": len(tally.broken),
-            "cut_texts": tally.cut_texts,
-            "missing_boxes": tally.missing_boxes,
-        }
-        return Batch(arrays, info, tuple(tally.broken))
-
-    def _encode(self, document: Document, tally: _Tally) -> EncodedDocument:
-        data, vision = self.config.data, self.config.model.vision
-        loaded: list[Picture] = []
-        for image in document.images:
-            try:
-                loaded += images.pictures(Document((image,)), data, vision)
-            except ImageError as error:
-                if data.on_error != "skip":
-                    raise
-                tally.broken.append(str(error))
-        if document.images and not loaded and not document.segments:
-            loaded = [images.blank(data, vision)]
-        return tally.add(encode(document, self.tokenizer, loaded, data, vision))
+        """Returns the host's part of batch `step`."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
     """Steps start .. stop - 1 for grain; an error travels as a value, so that its type survives a worker process."""
 
-    batches: TrainBatches | DocumentBatches
+    batches: Batches
     start: int
     stop: int
 
@@ -267,11 +213,11 @@ class _Source:
             batch = self.batches[self.start + index]
         except DataError as error:
             return {"error": error}
-        return {"arrays": batch.arrays, "info": batch.info, "broken": batch.broken}
+        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
 
 
 def stream(
-    batches: TrainBatches | DocumentBatches, start_step: int, stop_step: int, workers: int, prefetch: int
+    batches: Batches, start_step: int, stop_step: int, workers: int, prefetch: int
 ) -> Iterator[tuple[int, Batch]]:
     """Yields (step, batch) for start_step .. stop_step - 1, prepared ahead; the content depends on the step alone.
 

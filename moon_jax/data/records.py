@@ -7,7 +7,10 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
+from PIL import Image
+
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the upright source picture
+ImageSource = str | bytes | Image.Image  # a path; what an encoder is given may also be in memory, encoded or not
 
 
 class DataError(ValueError):
@@ -16,9 +19,9 @@ class DataError(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageRef:
-    """A picture file and, where it is known, the box of the product in it (the core crop, paper 3.1)."""
+    """A picture and, where it is known, the box of the product in it (the core crop, paper 3.1)."""
 
-    path: str  # absolute; whether the file is there is not checked before it is loaded
+    path: ImageSource  # of a file, absolute: whether it is there is not checked before it is loaded
     box: Box | None = None
 
 

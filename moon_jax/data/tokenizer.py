@@ -161,7 +161,19 @@ def train_bpe(texts: Iterable[str], folder: str | pathlib.Path, vocab_size: int)
         raise TokenizerError(
             f"the vocabulary needs at least {least} entries (bytes and special tokens), not {vocab_size}"
         )
-    backend = tokenizers.Tokenizer(models.BPE())
+    backend = build(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator((well_formed(text) for text in texts), trainer)
+    return save(backend, folder)
+
+
+def build(model: models.BPE) -> tokenizers.Tokenizer:
+    """Returns Qwen2's tokenizer around a byte-level BPE: NFC and its pre-tokenizer, no added tokens yet."""
+    backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(tokenizers.Regex(PRETOKENIZE), behavior="isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -169,13 +181,17 @@ def train_bpe(texts: Iterable[str], folder: str | pathlib.Path, vocab_size: int)
     )
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.ByteLevel(trim_offsets=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    backend.train_from_iterator((well_formed(text) for text in texts), trainer)
-    backend.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in SPECIAL_TOKENS])
+    return backend
+
+
+def save(backend: tokenizers.Tokenizer, folder: str | pathlib.Path, plain: Iterable[str] = ()) -> Tokenizer:
+    """Returns the tokenizer of a `build`, written to `folder` as a Qwen2Tokenizer for AutoTokenizer.
+
+    `SPECIAL_TOKENS` get the ids behind the vocabulary; `plain` follows, which are single tokens too but which
+    transformers does not hide from readers as it does special ones.
+    """
+    for names, special in (SPECIAL_TOKENS, True), (plain, False):
+        backend.add_tokens([tokenizers.AddedToken(name, special=special, normalized=False) for name in names])
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     backend.save(str(folder / "tokenizer.json"))

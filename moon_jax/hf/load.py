@@ -1,135 +1,155 @@
-"""A folder of safetensors -> our parameters, one tensor at a time.
+"""A Hugging Face folder as a `Source`: our parameters, any slice of them, straight from its safetensors."""
 
-`Tensors` finds what a folder holds; `load_params` checks all of it against the table of `names.py` before it reads
-anything, so that one message tells everything that does not fit.
-"""
-
-import collections
+import concurrent.futures
 import contextlib
-import json
-import pathlib
+import itertools
+import math
+import os
 from typing import Any
 
 import numpy as np
 from absl import logging
 from jaxtyping import Shaped
-from safetensors import SafetensorError, safe_open
 
-from moon_jax.config import ModelConfig
+from moon_jax.config import ModelConfig, MoEConfig
 from moon_jax.hf.config import LoadError
-from moon_jax.hf.names import LM_HEAD, Row, find_layout, table
+from moon_jax.hf.names import HEAD, Row, find_layout, table
+from moon_jax.weights.source import LM_HEAD, Index, Leaf, nested
+from moon_jax.weights.tensors import DTYPES, Tensors
+from moon_jax.weights.transpose import copy
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-DTYPES = ("F32", "BF16", "F16")  # as safetensors names them
+_PIECE_BYTES = 2 << 20  # read and transposed while it is in the cache
+_THREADS = min(8, os.cpu_count() or 1)
 
 
-class Tensors(contextlib.AbstractContextManager):
-    """The tensors of a checkpoint folder, from one file or from shards; a context manager that keeps them open.
+class HFSource(contextlib.AbstractContextManager):
+    """The parameters of a checkpoint folder; a context manager, since its files stay open.
 
-    Opening reads only the headers; `read` maps one tensor into memory.
+    A parameter is stored as its layers' tensors are, or in float32 where they differ among themselves.
 
     Attributes:
-        folder: the checkpoint folder.
-        shapes: shape of every tensor, by name.
-        dtypes: safetensors dtype of every tensor, by name.
+        leaves: shape and stored dtype of every parameter, `LM_HEAD` among them where the model has a head of its own.
+        layout: key of `names.LAYOUTS`: how the folder's tensors are named.
     """
 
-    def __init__(self, folder: str | pathlib.Path):
-        """Opens the files and reads their headers.
+    def __init__(
+        self, folder: str | os.PathLike[str], config: ModelConfig, moe: MoEConfig | None = None, tied: bool = False
+    ):
+        """Opens a folder and checks all of it against the table of `names.py` before anything is read.
 
         Args:
-            folder: holds model.safetensors, or shards with model.safetensors.index.json.
+            folder: checkpoint folder; float32, bfloat16 or float16, under any of the layouts of `names.py`.
+            config: its sizes, from `read_config`.
+            moe: its experts, where `save_hf` wrote a guided mixture; None or 0 experts = a dense model.
+            tied: `CheckpointInfo.tied`. A head that the folder has all the same is left out where it equals the token
+                embedding, and kept where it does not, as transformers does it.
 
         Raises:
-            LoadError: nothing to read, pickle files only, a broken file, or shards that disagree with their index.
+            LoadError: names every missing, left-over and mis-shaped tensor and every unknown dtype.
+            WeightsError: the files cannot be read; see `Tensors`.
         """
-        self.folder = pathlib.Path(folder)
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}
-        self._files: dict[str, Any] = {}
+        self._rows = {row.leaf: row for row in table(config, moe)}
         with contextlib.ExitStack() as stack:
-            self._open(stack)
+            self._tensors = stack.enter_context(Tensors(folder))
+            self.layout = _check(self._tensors, tuple(self._rows.values()), config)
+            self.leaves: dict[str, Leaf] = {}
+            for name, row in self._rows.items():
+                stored = {DTYPES[self._tensors.dtypes[tensor]] for tensor in row.hf_names(self.layout)}
+                self.leaves[name] = Leaf(row.shape, stored.pop() if len(stored) == 1 else np.dtype(np.float32))
+            if HEAD in self._tensors.shapes and not (tied and self._head_is_embedding()):
+                self.leaves[LM_HEAD] = Leaf(self._tensors.shapes[HEAD], DTYPES[self._tensors.dtypes[HEAD]])
             self._stack = stack.pop_all()
 
     def __exit__(self, *exception) -> None:
         self._stack.close()
 
-    def read(self, name: str) -> Shaped[np.ndarray, "..."]:
-        """Returns one tensor as it is stored (bfloat16 as ml_dtypes')."""
-        return self._files[name].get_tensor(name)
+    def read(self, name: str, index: Index = ()) -> Shaped[np.ndarray, "..."]:
+        """Returns a slice of a parameter; see `Source`. Layers and experts are read by several threads at a time."""
+        if name == LM_HEAD:
+            return self._tensors.read(HEAD, index)
+        row, leaf = self._rows[name], self.leaves[name]
+        index = (*index, *[slice(None)] * (len(leaf.shape) - len(index)))
+        kept = [range(n)[cut] for n, cut in zip(leaf.shape, index, strict=True)]
+        out = np.empty([len(places) for places in kept], leaf.dtype)
+        if not out.size:
+            return out
+        stack, inner = kept[: len(row.stack)], kept[len(row.stack) :]
+        parts = out.reshape(-1, *[len(places) for places in inner])
+        tensors = [row.hf_name(self.layout, place) for place in itertools.product(*stack)]
+        if len(tensors) == 1:
+            self._fill(parts[0], tensors[0], row, inner)
+        else:
+            with concurrent.futures.ThreadPoolExecutor(min(_THREADS, len(tensors))) as pool:
+                list(pool.map(lambda part, tensor: self._fill(part, tensor, row, inner), parts, tensors))
+        return out
 
-    def _open(self, stack: contextlib.ExitStack) -> None:
-        index = _read_index(self.folder)
-        shards = [SINGLE] if index is None else list(dict.fromkeys(index.values()))
-        owners: dict[str, list[str]] = collections.defaultdict(list)
-        problems = []
-        for shard in shards:
-            try:
-                file = stack.enter_context(safe_open(self.folder / shard, framework="numpy"))
-            except FileNotFoundError:
-                problems.append(f"{shard} is not there")
-                continue
-            except (OSError, SafetensorError) as error:
-                problems.append(f"{shard} is broken or cut short: {error}")
-                continue
-            for name in file.keys():  # noqa: SIM118 - not a dict
-                view = file.get_slice(name)
-                self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), view.get_dtype()
-                self._files[name] = file
-                owners[name].append(shard)
-        problems += [f"{name} is in several shards: {', '.join(s)}" for name, s in owners.items() if len(s) > 1]
-        if index is not None and not problems:
-            problems += [f"{n} is not in {s}, where the index has it" for n, s in index.items() if owners.get(n) != [s]]
-            problems += [f"{n} is in {s[0]}, but not in the index" for n, s in owners.items() if n not in index]
-        if problems:
-            raise _error(self.folder, problems)
+    def _fill(self, out: np.ndarray, tensor: str, row: Row, kept: list[range]) -> None:
+        """Writes these places of one layer's parameter into `out`, from a tensor read piece by piece."""
+        box = {axis: range(row.sizes[axis]) for axis in row.axes}
+        alone = {group[0]: place for place, group in enumerate(row.ours) if len(group) == 1}
+        for axis, place in alone.items():
+            box[axis] = kept[place]
+        # axes that are folded into one of ours are read whole, and cut when they are folded
+        cut = [slice(r.start, r.stop) if len(g) > 1 else slice(None) for g, r in zip(row.ours, kept, strict=True)]
+        first = row.axes[0]
+        rows = box[first]
+        row_bytes = out.itemsize * max(1, out.size // len(rows))
+        step = max(1, _PIECE_BYTES // row_bytes) if first in alone else len(rows)
+        shape = tuple(row.sizes[axis] for axis in row.axes)
+        for start in range(0, len(rows), step):
+            box[first] = rows[start : start + step]
+            piece = self._tensors.read(tensor, tuple(slice(r.start, r.stop) for r in box.values()), shape)
+            target = out
+            if first in alone:
+                target = out[(slice(None),) * alone[first] + (slice(start, start + step),)]
+            copy(target, row.to_ours(piece)[*cut])
+
+    def _head_is_embedding(self) -> bool:
+        tensors, embed = self._tensors, self._rows["text/embed"].hf_name(self.layout)
+        rows = max(1, _PIECE_BYTES // (4 * tensors.shapes[HEAD][1]))
+        for start in range(0, tensors.shapes[HEAD][0], rows):
+            index = (slice(start, start + rows),)
+            if not np.array_equal(tensors.read(HEAD, index), tensors.read(embed, index)):
+                logging.warning(
+                    "%s: config.json ties the output head to the token embedding, but %s is another matrix: it is kept",
+                    tensors.folder, HEAD,
+                )  # fmt: skip
+                return False
+        return True
 
 
-def load_params(folder: str | pathlib.Path, config: ModelConfig) -> dict[str, Any]:
-    """Returns the parameters of the dense model: nested dicts of float32 arrays, blocks and layers stacked.
+def load_params(folder: str | os.PathLike[str], config: ModelConfig, moe: MoEConfig | None = None) -> dict[str, Any]:
+    """Returns all parameters in memory: nested dicts of float32 arrays, blocks and layers stacked, without the head.
 
-    An output head (`lm_head.weight`) may be there, but is no part of the embedding model and is left out.
+    `HFSource` with `weights.source.place` puts a large model on a mesh without holding it here.
 
     Args:
-        folder: checkpoint folder; float32, bfloat16 or float16, under any of the layouts of `names.py`.
+        folder: checkpoint folder.
         config: its sizes, from `read_config`.
+        moe: its experts; None or 0 of them = a dense model.
 
     Raises:
         LoadError: names every missing, left-over and mis-shaped tensor and every unknown dtype.
+        WeightsError: the files cannot be read; see `Tensors`.
     """
-    rows = table(config)
-    with Tensors(folder) as tensors:
-        layout = find_layout(tensors.shapes.keys(), rows)
-        if layout is None:
-            some = ", ".join(sorted(tensors.shapes)[:5]) or "none at all"
-            raise LoadError(f"{tensors.folder} holds no tensor of Qwen2.5-VL; it has {some}")
-        _check(tensors, layout, rows, (config.text.vocab_size, config.text.hidden_size))
-        if LM_HEAD in tensors.shapes:
-            logging.info("%s: %s is left out, the embedding model has no output head", tensors.folder, LM_HEAD)
-        params: dict[str, Any] = {}
-        for row in rows:
-            *parents, leaf = row.path
-            node = params
-            for name in parents:
-                node = node.setdefault(name, {})
-            node[leaf] = _read_row(tensors, layout, row)
-    return params
+    with HFSource(folder, config, moe) as source:
+        names = [name for name in source.leaves if name != LM_HEAD]
+        return nested({name: source.read(name).astype(np.float32, copy=False) for name in names})
 
 
-def _read_row(tensors: Tensors, layout: str, row: Row) -> np.ndarray:
-    out = np.empty(row.shape, np.float32)
-    layers = out if row.layers else out[None]
-    for layer, name in zip(layers, row.hf_names(layout), strict=True):
-        layer[...] = row.to_ours(tensors.read(name))  # converts and transposes in one pass
-    return out
-
-
-def _check(tensors: Tensors, layout: str, rows: tuple[Row, ...], head_shape: tuple[int, int]) -> None:
+def _check(tensors: Tensors, rows: tuple[Row, ...], config: ModelConfig) -> str:
+    """Returns the layout under which the folder holds exactly the tensors of the rows and perhaps a head."""
+    if (needed := sum(math.prod(row.stack) for row in rows)) > 10 * len(tensors.shapes) + 1000:  # no list of all names
+        raise LoadError(f"{tensors.folder} holds {len(tensors.shapes)} tensors; its config needs {needed}")
+    layout = find_layout(tensors.shapes.keys(), rows)
+    if layout is None:
+        some = ", ".join(sorted(tensors.shapes)[:5]) or "none at all"
+        raise LoadError(f"{tensors.folder} holds no tensor of Qwen2.5-VL; it has {some}")
     expected = {name: row.hf_shape for row in rows for name in row.hf_names(layout)}
     problems = [f"{name} is missing" for name in expected if name not in tensors.shapes]
+    head_shape = (config.text.vocab_size, config.text.hidden_size)
     for name, shape in tensors.shapes.items():
-        want = head_shape if name == LM_HEAD else expected.get(name)
+        want = head_shape if name == HEAD else expected.get(name)
         if want is None:
             problems.append(f"{name} {list(shape)} is left over: the model of this config has no such tensor")
         elif shape != want:
@@ -137,49 +157,6 @@ def _check(tensors: Tensors, layout: str, rows: tuple[Row, ...], head_shape: tup
         elif tensors.dtypes[name] not in DTYPES:
             problems.append(f"{name} is stored as {tensors.dtypes[name]}; it must be one of {', '.join(DTYPES)}")
     if problems:
-        raise _error(tensors.folder, [f"(names read as layout {layout!r})", *problems])
-
-
-def _read_index(folder: pathlib.Path) -> dict[str, str] | None:
-    """Returns {tensor name: shard} of a sharded checkpoint, None for a single file."""
-    path = folder / INDEX
-    if not path.exists():
-        _check_single(folder)
-        return None
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        shards = list(dict.fromkeys(index.values()))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise LoadError(f"{path} is no index of shards (an object with a 'weight_map'): {error!r}") from None
-    problems = [
-        f"{INDEX} names the shard {shard!r}; it must be the plain name of a .safetensors file in the folder"
-        for shard in shards
-        if not isinstance(shard, str) or set(shard) & set("/\\:\0") or not shard.endswith(".safetensors")
-    ]
-    if not shards:
-        problems.append(f"{INDEX} is empty")
-    if (folder / SINGLE).exists() and SINGLE not in shards:
-        problems.append(f"both {SINGLE} and {INDEX} are there, which may be two models: remove one of them")
-    if problems:
-        raise _error(folder, problems)
-    return index
-
-
-def _check_single(folder: pathlib.Path) -> None:
-    if (folder / SINGLE).exists():
-        return
-    if not folder.is_dir():
-        raise LoadError(f"{folder} is not a folder")
-    names = sorted(p.name for p in folder.iterdir())
-    if stray := [n for n in names if n.endswith(".safetensors")]:
-        raise LoadError(f"{folder} has {', '.join(stray)}, but neither {SINGLE} nor {INDEX}")
-    if pickles := [n for n in names if n.endswith((".bin", ".pt", ".pth", ".ckpt"))]:
-        raise LoadError(
-            f"{folder} has only pickle files ({', '.join(pickles)}), which can run code when they are read and are "
-            f"refused: load them where you trust them and save with safetensors"
-        )
-    raise LoadError(f"{folder} has neither {SINGLE} nor {INDEX}")
-
-
-def _error(folder: pathlib.Path, problems: list[str]) -> LoadError:
-    return LoadError(f"{folder} cannot be loaded:\n" + "\n".join(f"  - {p}" for p in problems))
+        lines = [f"(names read as layout {layout!r})", *problems]
+        raise LoadError(f"{tensors.folder} cannot be loaded:\n" + "\n".join(f"  - {line}" for line in lines))
+    return layout

@@ -3,7 +3,7 @@
 A row says what one layer's tensor is called, where it lives in our tree, and how its axes are laid out, in one
 pattern: "(kv group head) width -> width kv group head" reads "their axis 0 is kv * group * head, ours are four axes".
 The pattern gives both shapes, the way here (`to_ours`) and, read backwards, the way back (`to_hf`). Everything works
-on one layer at a time, so a whole checkpoint never has to be in memory twice.
+on one layer (and expert) at a time, so a whole checkpoint never has to be in memory twice.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from collections.abc import Collection
 import numpy as np
 from jaxtyping import Shaped
 
-from moon_jax.config import ModelConfig
+from moon_jax.config import ModelConfig, MoEConfig
 
 # Prefixes of the two halves of the model in the layouts that occur: published ones (and what a fresh save_pretrained
 # of transformers 5 still writes), saved under the names of transformers 5, and the base model without its head.
@@ -22,7 +22,7 @@ LAYOUTS: dict[str, dict[str, str]] = {
     "v5": {"text": "model.language_model.", "vision": "model.visual."},
     "base": {"text": "language_model.", "vision": "visual."},
 }
-LM_HEAD = "lm_head.weight"  # the same in all layouts; [vocab, width]; no part of the embedding model
+HEAD = "lm_head.weight"  # the same in all layouts; [vocab, width]; no part of the embedding model
 
 _TEXT = {
     "embed_tokens.weight": ("embed", "vocab width"),
@@ -36,9 +36,17 @@ _TEXT = {
     "layers.{layer}.self_attn.v_proj.bias": ("layers.v_bias", "(kv head) -> kv head"),
     "layers.{layer}.self_attn.o_proj.weight": ("layers.o", "width (kv group head) -> kv group head width"),
     "layers.{layer}.post_attention_layernorm.weight": ("layers.norm2", "width"),
+}
+_DENSE = {
     "layers.{layer}.mlp.gate_proj.weight": ("layers.ffn.gate", "ffn width -> width ffn"),
     "layers.{layer}.mlp.up_proj.weight": ("layers.ffn.up", "ffn width -> width ffn"),
     "layers.{layer}.mlp.down_proj.weight": ("layers.ffn.down", "width ffn -> ffn width"),
+}
+_EXPERTS = {  # ours alone: Qwen2.5-VL has none; named as the mixtures of the Qwen family are
+    "layers.{layer}.mlp.gate.weight": ("layers.moe.router", "experts width -> width experts"),
+    "layers.{layer}.mlp.experts.{expert}.gate_proj.weight": ("layers.moe.gate", "ffn width -> width ffn"),
+    "layers.{layer}.mlp.experts.{expert}.up_proj.weight": ("layers.moe.up", "ffn width -> width ffn"),
+    "layers.{layer}.mlp.experts.{expert}.down_proj.weight": ("layers.moe.down", "width ffn -> ffn width"),
 }
 _VISION = {
     "patch_embed.proj.weight": ("patch_embed", "width channel frame row col -> frame (channel row col) width"),
@@ -70,9 +78,9 @@ class Row:
 
     Attributes:
         part: "text" or "vision", a key of a layout.
-        name: the tensor's name without the layout's prefix; has {layer} where the parameter is stacked.
+        name: the tensor's name without the layout's prefix; has {layer} and {expert} where the parameter is stacked.
         path: where the parameter is in our tree.
-        layers: length of its leading layer axis; 0 = it has none.
+        stack: lengths of the parameter's leading layer and expert axes, as far as it has them.
         theirs: the checkpoint's axes.
         ours: our axes of one layer.
         sizes: length of every named axis.
@@ -81,10 +89,15 @@ class Row:
     part: str
     name: str
     path: tuple[str, ...]
-    layers: int
+    stack: tuple[int, ...]
     theirs: Groups
     ours: Groups
     sizes: dict[str, int]
+
+    @property
+    def leaf(self) -> str:
+        """Name of the parameter, "text/layers/q"."""
+        return "/".join(self.path)
 
     @property
     def hf_shape(self) -> tuple[int, ...]:
@@ -93,26 +106,45 @@ class Row:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the whole parameter, layer axis included."""
-        return (self.layers,) * (self.layers > 0) + _shape(self.ours, self.sizes)
+        """Shape of the whole parameter, with the axes of layers and experts."""
+        return self.stack + _shape(self.ours, self.sizes)
+
+    def hf_name(self, layout: str, place: tuple[int, ...] = ()) -> str:
+        """Returns the tensor's name under a layout, at this place (layer, expert) of the stack."""
+        name = LAYOUTS[layout][self.part] + self.name
+        return name.format(**dict(zip(("layer", "expert"), place, strict=False)))
 
     def hf_names(self, layout: str) -> list[str]:
-        """Returns the tensor names under a layout: one per layer, or the only one."""
-        full = LAYOUTS[layout][self.part] + self.name
-        return [full.format(layer=i) for i in range(self.layers)] if self.layers else [full]
+        """Returns the tensor names under a layout, of every layer and of every expert in it."""
+        return [self.hf_name(layout, place) for place in np.ndindex(self.stack)]
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """The named axes of the checkpoint's tensor, in the order in which its numbers lie."""
+        return tuple(axis for group in self.theirs for axis in group)
 
     def to_ours(self, tensor: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-        """Returns one layer's tensor in our axes, without the layer axis (a view where possible)."""
+        """Returns one layer's tensor in our axes, without those of the stack (a view where possible).
+
+        Args:
+            tensor: as the checkpoint has it; or with an axis for each of `axes`, of any lengths: a box cut out of it.
+        """
         return _rearrange(tensor, self.theirs, self.ours, self.sizes)
 
     def to_hf(self, weight: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
-        """Returns one layer of our parameter as the checkpoint stores it, contiguous (safetensors needs that)."""
-        return np.ascontiguousarray(_rearrange(weight, self.ours, self.theirs, self.sizes))
+        """Returns one layer of our parameter in the checkpoint's axes (a view where possible)."""
+        return _rearrange(weight, self.ours, self.theirs, self.sizes)
 
 
-def table(config: ModelConfig) -> tuple[Row, ...]:
-    """Returns the rows of every parameter of the dense model (an FFN that is not yet upcycled) with these sizes."""
+def table(config: ModelConfig, moe: MoEConfig | None = None) -> tuple[Row, ...]:
+    """Returns the rows of every parameter of the model with these sizes.
+
+    Args:
+        config: sizes of the backbone.
+        moe: its `experts` stand in place of the FFN; None or 0 of them = the dense model.
+    """
     text, vision = config.text, config.vision
+    experts = moe.experts if moe else 0
     text_sizes = {
         "vocab": text.vocab_size,
         "width": text.hidden_size,
@@ -120,6 +152,7 @@ def table(config: ModelConfig) -> tuple[Row, ...]:
         "group": text.num_attention_heads // text.num_key_value_heads,
         "head": text.head_dim,
         "ffn": text.intermediate_size,
+        "experts": experts,
     }
     merged = vision.hidden_size * vision.merge_unit
     vision_sizes = {
@@ -136,8 +169,10 @@ def table(config: ModelConfig) -> tuple[Row, ...]:
         "mid": merged,
         "out": text.hidden_size,
     }
-    rows = [_row("vision", name, *entry, vision.depth, vision_sizes) for name, entry in _VISION.items()]
-    rows += [_row("text", name, *entry, text.num_hidden_layers, text_sizes) for name, entry in _TEXT.items()]
+    names = _TEXT | (_EXPERTS if experts else _DENSE)
+    rows = [_row("vision", name, *entry, {"layer": vision.depth}, vision_sizes) for name, entry in _VISION.items()]
+    stack = {"layer": text.num_hidden_layers, "expert": experts}
+    rows += [_row("text", name, *entry, stack, text_sizes) for name, entry in names.items()]
     return tuple(rows)
 
 
@@ -151,9 +186,9 @@ def find_layout(names: Collection[str], rows: tuple[Row, ...]) -> str | None:
     return best if found[best] else None
 
 
-def _row(part: str, name: str, path: str, pattern: str, layers: int, sizes: dict[str, int]) -> Row:
+def _row(part: str, name: str, path: str, pattern: str, stack: dict[str, int], sizes: dict[str, int]) -> Row:
     theirs, _, ours = pattern.partition(" -> ")
-    stacked = layers if "{layer}" in name else 0
+    stacked = tuple(n for axis, n in stack.items() if f"{{{axis}}}" in name)
     return Row(part, name, (part, *path.split(".")), stacked, _groups(theirs), _groups(ours or theirs), sizes)
 
 
@@ -175,5 +210,7 @@ def _shape(groups: Groups, sizes: dict[str, int]) -> tuple[int, ...]:
 
 def _rearrange(array: np.ndarray, source: Groups, target: Groups, sizes: dict[str, int]) -> np.ndarray:
     flat = [axis for group in source for axis in group]
+    if array.ndim == len(flat):
+        sizes = dict(zip(flat, array.shape, strict=True))
     order = [flat.index(axis) for group in target for axis in group]
     return array.reshape([sizes[axis] for axis in flat]).transpose(order).reshape(_shape(target, sizes))

@@ -1,8 +1,12 @@
-"""Attention within segments, with the implementation named by the config and never chosen silently."""
+"""Attention within segments, with the implementation named by the config and never chosen silently; and on a cache."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 MASKED = -1e30  # finite: a fully masked row (padding) gives a harmless mean, where -inf gives NaN in the gradient
 
@@ -44,3 +48,34 @@ def _xla(q, k, v, segment_ids, causal):
 
 
 IMPLEMENTATIONS = {"xla": _xla}
+
+
+class Keys(NamedTuple):
+    """Keys and values that are there already."""
+
+    k: Float[Array, "b t k h"]
+    v: Float[Array, "b t k h"]
+    seen: Bool[Array, "b t"]  # false: not one of the row's tokens
+
+
+def cached_attention(q: Float[Array, "b s k g h"], parts: Sequence[Keys]) -> Float[Array, "b s k g h"]:
+    """Returns softmax(q k / sqrt(h)) v over the keys of all parts together: decoding.
+
+    The parts are not put side by side in memory, so that the large one (the prompt) is only read.
+
+    Args:
+        q: queries of the new tokens, g of them for each of the k kv heads; each sees every key that is `seen`.
+        parts: keys and values, the queries' own among them; each row has at least one that is seen.
+    """
+
+    def scores(part: Keys) -> Array:
+        product = jnp.einsum("bskgh,btkh->bkgst", q, part.k, preferred_element_type=jnp.float32)
+        return jnp.where(part.seen[:, None, None, None], product * q.shape[-1] ** -0.5, MASKED)
+
+    ends = np.cumsum([part.k.shape[1] for part in parts])[:-1]
+    weights = jax.nn.softmax(jnp.concatenate([scores(part) for part in parts], axis=-1), axis=-1).astype(q.dtype)
+    found = [
+        jnp.einsum("bkgst,btkh->bskgh", weight, part.v, preferred_element_type=jnp.float32)
+        for weight, part in zip(jnp.split(weights, ends, axis=-1), parts, strict=True)
+    ]
+    return sum(found).astype(q.dtype)

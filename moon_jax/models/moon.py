@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from moon_jax.config import ModelConfig, MoEConfig
+from moon_jax.models import head as heads
 from moon_jax.models.text import TextModel
 from moon_jax.models.vision import VisionTower
 from moon_jax.parallel.mesh import partition_spec
@@ -24,10 +25,32 @@ class Moon(nnx.Module):
 
     def hidden(self, batch: Mapping[str, Array]) -> tuple[Float[Array, "r s d"], Any]:
         """Returns the last hidden states [R, S, D] of one batch shard and the router statistics [layers, ...]."""
-        visual = self.vision(batch["patches"], batch["patch_picture"], batch["patch_window"], batch["patch_positions"])
         return self.text(
-            batch["tokens"], visual, batch["image_slots"], batch["segment_ids"], batch["positions"], batch["roles"]
+            batch["tokens"],
+            self.visual(batch),
+            batch["image_slots"],
+            batch["segment_ids"],
+            batch["positions"],
+            batch["roles"],
         )
+
+    def visual(self, batch: Mapping[str, Array]) -> Float[Array, "v d"]:
+        """Returns the visual tokens [I * P / merge_unit, D] of one batch shard."""
+        return self.vision(batch["patches"], batch["patch_picture"], batch["patch_window"], batch["patch_positions"])
+
+    def next_token_loss(
+        self, batch: Mapping[str, Array], head: Float[Array, "v d_shard"] | None = None
+    ) -> tuple[Float[Array, ""], Float[Array, ""], Any]:
+        """Returns (loss, number of predicted tokens, router statistics); the first two are of the global batch.
+
+        Args:
+            batch: one shard, with "chosen" [R, S]: which tokens are to be predicted from those before them.
+            head: local shard of an untied output head; None = the token embedding.
+        """
+        hidden, stats = self.hidden(batch)
+        head = heads.gather_head(self.text.embed[...] if head is None else head, jnp.float32)
+        fields = (batch[name] for name in ("tokens", "segment_ids", "chosen"))
+        return *heads.next_token_loss(hidden, head, *fields), stats
 
     def embed(self, batch: Mapping[str, Array], documents: int) -> tuple[Float[Array, "e d"], Any]:
         """Returns float32 unit vectors [E, D] of the shard's documents (zeros for absent ones) and router statistics.

@@ -1,6 +1,7 @@
 """The Qwen2.5 language model up to its last hidden states; every FFN is plain or the guided MoE."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,6 +15,9 @@ from moon_jax.models.layers import normal, ones, rms_norm, scan_layers, stack, z
 from moon_jax.models.rope import rotate, text_angles
 from moon_jax.moe.layer import GuidedMoE
 from moon_jax.parallel.collectives import enter_tensor, gather_param, leave_tensor
+
+Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
+"""(q [r s k g h], k [r s k h], v [r s k h]) -> what the queries find [r s k g h], and what to keep of the layer."""
 
 
 class FFN(nnx.Module):
@@ -55,23 +59,30 @@ class TextLayer(nnx.Module):
         self,
         x: Float[Array, "r s d"],
         angles: Float[Array, "r s half"],
-        segment_ids: Int[Array, "r s"],
         roles: Int[Array, "r s"],
-        config: ModelConfig,
-    ) -> tuple[Float[Array, "r s d"], Any]:
-        """Returns the residual stream after the layer and the router's statistics (None for a dense FFN)."""
-        eps = config.text.rms_norm_eps
+        attend: Attend,
+        eps: float,
+    ) -> tuple[Float[Array, "r s d"], tuple[Any, Any]]:
+        """Returns the residual stream after the layer, and (router statistics or None, what `attend` kept).
+
+        Args:
+            x: residual stream.
+            angles: rotary angles of the tokens.
+            roles: `Role` of each token.
+            attend: which keys the queries see: their own document's, or those of a cache too.
+            eps: of the norms.
+        """
         h = enter_tensor(rms_norm(x, self.norm1[...], eps))
         q = rotate_heads(jnp.einsum("rsd,dkgh->rskgh", h, self.q[...]) + self.q_bias[...], angles)
         k = rotate(jnp.einsum("rsd,dkh->rskh", h, self.k[...]) + self.k_bias[...], angles, x.dtype)
         v = jnp.einsum("rsd,dkh->rskh", h, self.v[...]) + self.v_bias[...]
-        y = attention(q, k, v, segment_ids, causal=config.attention == "causal", impl=config.attention_impl)
+        y, kept = attend(q, k, v)
         x = x + leave_tensor(jnp.einsum("rskgh,kghd->rsd", y, self.o[...]))
         h = rms_norm(x, self.norm2[...], eps)
         if hasattr(self, "moe"):
             y, stats = self.moe(h, roles)
-            return x + y, stats
-        return x + self.ffn(h), None
+            return x + y, (stats, kept)
+        return x + self.ffn(h), (None, kept)
 
 
 def rotate_heads(q: Float[Array, "r s k g h"], angles: Float[Array, "r s half"]) -> Float[Array, "r s k g h"]:
@@ -109,13 +120,47 @@ class TextModel(nnx.Module):
             roles: `Role` of each token.
         """
         config = self.config
-        dtype = jnp.dtype(config.dtype)
-        x = gather_param(self.embed, dtype)[tokens]
-        x = jnp.where((image_slots >= 0)[..., None], visual[jnp.maximum(image_slots, 0)], x)
-        angles = text_angles(positions, config.text)
 
-        def layer(layer, x, _):
-            return layer(x, angles, segment_ids, roles, config)
+        def attend(_, q, k, v):
+            causal = config.attention == "causal"
+            return attention(q, k, v, segment_ids, causal=causal, impl=config.attention_impl), None
 
-        x, stats = scan_layers(self.layers, layer, x, None, dtype=dtype, remat=config.remat)
-        return rms_norm(x, gather_param(self.norm, dtype), config.text.rms_norm_eps), stats
+        x = self.look_up(tokens, visual, image_slots)
+        x, (stats, _) = self.run_layers(x, positions, roles, attend, remat=config.remat)
+        return x, stats
+
+    def look_up(
+        self, tokens: Int[Array, "r s"], visual: Float[Array, "v d"], image_slots: Int[Array, "r s"]
+    ) -> Float[Array, "r s d"]:
+        """Returns what enters the first layer: the embeddings of the tokens, and visual tokens in their places."""
+        x = gather_param(self.embed, jnp.dtype(self.config.dtype))[tokens]
+        return jnp.where((image_slots >= 0)[..., None], visual[jnp.maximum(image_slots, 0)], x)
+
+    def run_layers(
+        self,
+        x: Float[Array, "r s d"],
+        positions: Int[Array, "3 r s"],
+        roles: Int[Array, "r s"],
+        attend: Callable[[Any, Array, Array, Array], tuple[Array, Any]],
+        per_layer: Any = None,
+        *,
+        remat: bool,
+    ) -> tuple[Float[Array, "r s d"], tuple[Any, Any]]:
+        """Returns the last hidden states, and (router statistics, what was kept), both stacked over layers.
+
+        Args:
+            x: what enters the first layer.
+            positions: M-RoPE positions.
+            roles: `Role` of each token.
+            attend: `Attend` with the layer's entry of `per_layer` before the queries.
+            per_layer: tree of arrays with a leading layer axis, or None.
+            remat: recompute a layer in the backward pass.
+        """
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        angles, eps = text_angles(positions, config.text), config.text.rms_norm_eps
+
+        def apply(layer, x, extra):
+            return layer(x, angles, roles, functools.partial(attend, extra), eps)
+
+        x, out = scan_layers(self.layers, apply, x, per_layer, dtype=dtype, remat=remat)
+        return rms_norm(x, gather_param(self.norm, dtype), eps), out

@@ -1,12 +1,11 @@
-"""The guided mixture of experts as a layer: parameters, router health, upcycling from a dense FFN."""
+"""The guided mixture of experts as a layer: parameters and router health."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from moon_jax.config import MoEConfig, Role
@@ -99,25 +98,3 @@ def router_losses(stats: RouterStats, config: MoEConfig) -> tuple[Float[Array, "
         "router/z_loss": z,
     }
     return config.balance_loss * balance + config.z_loss * z, health
-
-
-def upcycle(ffn: dict[str, Any], config: MoEConfig, key: jax.Array, noise: float = 0.0) -> dict[str, Any]:
-    """Returns the guided MoE parameters that start as copies of dense FFNs; equal to them at step 0 (softmax_active).
-
-    Args:
-        ffn: {gate, up [L, D, F], down [L, F, D]} of the dense model.
-        config: number of experts.
-        key: for the small random router and the noise.
-        noise: relative standard deviation added to the copies, so that they can part in training.
-    """
-    layers, width, _ = ffn["gate"].shape
-    keys = dict(zip((*ffn, "router"), jax.random.split(key, 4), strict=True))
-
-    def copies(name: str, weight: ArrayLike) -> jax.Array:
-        experts = jnp.repeat(jnp.asarray(weight)[:, None], config.experts, axis=1)
-        if noise:
-            experts += noise * jnp.std(weight) * jax.random.normal(keys[name], experts.shape, experts.dtype)
-        return experts
-
-    router = ROUTER_STD * jax.random.normal(keys["router"], (layers, width, config.experts))
-    return {"router": router, **{name: copies(name, weight) for name, weight in ffn.items()}}

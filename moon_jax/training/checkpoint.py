@@ -4,15 +4,14 @@ A step is one folder: Orbax's array files and, written last, `manifest.json` wit
 and dtype of every leaf and the caller's `meta`. A folder without a manifest (a killed save, an empty folder) is not a
 checkpoint. Orbax itself has no data checksum, takes an empty folder for the latest step and casts dtypes silently, so
 all three are checked here. Arrays are stored as nested dicts under the names of their tree paths: no Python type of the
-state (dataclass, optax's namedtuples) is needed to read them.
+state (dataclass, optax's namedtuples) is needed to read them; saved_params.py reads the parameters slice by slice.
 """
 
 import concurrent.futures
-import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,15 +20,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
-_MANIFEST = "manifest.json"
+from moon_jax.training.manifest import MANIFEST, CheckpointError, damage, read_manifest, write_manifest
+
+_RESERVED = (MANIFEST, f"{MANIFEST}.unfinished")
 _TEMPORARY = ".orbax-checkpoint-tmp"
-_CHUNK = 1 << 22
 
 _log = logging.getLogger(__name__)
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be saved or restored; the message names the folder or the leaf and says what to do."""
 
 
 class Checkpoints:
@@ -68,7 +64,7 @@ class Checkpoints:
         """Returns the sealed steps in rising order; `latest` and `restore` find out whether their files are whole."""
         if not self.folder.exists():
             return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and (p / _MANIFEST).exists())
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and (p / MANIFEST).exists())
 
     def latest(self) -> int | None:
         """Returns the newest step whose files match their digests, None where there is no checkpoint at all.
@@ -98,7 +94,7 @@ class Checkpoints:
 
     # ---------------------------------------------------------------------------------------------- save
 
-    def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+    def save(self, step: int, state: Any, meta: Mapping[str, Any], assets: Mapping[str, bytes] | None = None) -> None:
         """Starts to save a state; returns once the arrays are copied off the devices, so the state may then be donated.
 
         An earlier save is finished first, and its errors (a full disk) are raised here or in `wait`.
@@ -107,9 +103,10 @@ class Checkpoints:
             step: number of the step; a folder of that number is overwritten.
             state: any pytree of jax arrays; None stands for "nothing here".
             meta: what to keep beside it, as JSON (config, fingerprints, metrics); tuples come back as lists.
+            assets: files to put into the step's folder, by name (tokenizer, model card); sealed with the rest.
 
         Raises:
-            CheckpointError: a leaf is not a jax array or has no elements.
+            CheckpointError: a leaf is not a jax array or has no elements, or an asset's name cannot be a file's there.
             TypeError: `meta` is not JSON.
         """
         leaves = _named_leaves(state)
@@ -118,6 +115,9 @@ class Checkpoints:
                 raise CheckpointError(f"cannot save {name}: it is a {type(leaf).__name__}, not a jax array")
             if leaf.size == 0:
                 raise CheckpointError(f"cannot save {name}: shape {leaf.shape} has no elements; use None instead")
+        assets = dict(assets or {})
+        if bad := [name for name in assets if name in _RESERVED or epath.Path(name).name != name]:
+            raise CheckpointError(f"assets need plain file names that the checkpoint does not use itself, not {bad}")
         body = {
             "step": step,
             "leaves": {name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype)} for name, leaf in leaves.items()},
@@ -127,7 +127,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             self._sweep(step)
         self._orbax.save(self._path(step), args=ocp.args.PyTreeSave(_nest(leaves)), force=True)
-        self._sealing = self._sealer.submit(self._seal, step, body)
+        self._sealing = self._sealer.submit(self._seal, step, body, assets)
 
     def wait(self) -> None:
         """Returns when the save under way is sealed; raises its error where it failed."""
@@ -143,17 +143,17 @@ class Checkpoints:
             self._sealer.shutdown()
             self._orbax.close()
 
-    def _seal(self, step: int, body: dict[str, Any]) -> None:
-        """Waits for Orbax's commit, then writes the manifest (process 0) and removes the steps that need not stay."""
+    def _seal(self, step: int, body: dict[str, Any], assets: Mapping[str, bytes]) -> None:
+        """Waits for Orbax's commit, writes assets and manifest (process 0), removes the steps that need not stay."""
         self._orbax.wait_until_finished()
         if jax.process_index() != 0:
             return
         path = self._path(step)
-        body["files"] = _digests(path)
-        text = json.dumps({"sha256": _digest_of(body), "body": body}, indent=1)
-        unfinished = path / f"{_MANIFEST}.unfinished"
-        unfinished.write_text(text)
-        unfinished.rename(path / _MANIFEST)
+        if taken := [name for name in assets if (path / name).exists()]:
+            raise CheckpointError(f"assets would replace files of the checkpoint {path}: {taken}")
+        for name, data in assets.items():
+            (path / name).write_bytes(data)
+        write_manifest(path, body)
         self._verified[step] = ""
         stay = {*self.steps()[-self.keep :], self._best()}
         for old in self.steps():
@@ -177,7 +177,7 @@ class Checkpoints:
     def _remove(self, step: int) -> None:
         """Removes a step, its manifest first: a folder half deleted is then no checkpoint any more."""
         path = self._path(step)
-        (path / _MANIFEST).unlink(missing_ok=True)
+        (path / MANIFEST).unlink(missing_ok=True)
         if path.exists():
             path.rmtree()
         self._verified.pop(step, None)
@@ -227,17 +227,9 @@ class Checkpoints:
         return self.folder / f"{step:08d}"
 
     def _manifest(self, step: int) -> dict[str, Any]:
-        path = self._path(step) / _MANIFEST
-        if not path.exists():
-            raise CheckpointError(f"there is no checkpoint {path.parent}; there are steps {self.steps()}")
-        try:
-            manifest = json.loads(path.read_text())
-            body, digest = manifest["body"], manifest["sha256"]
-        except (ValueError, KeyError, TypeError) as e:
-            raise CheckpointError(f"{path} is damaged: it is not a manifest ({e})") from e
-        if _digest_of(body) != digest:
-            raise CheckpointError(f"{path} is damaged: it does not match its own digest")
-        return body
+        if not (self._path(step) / MANIFEST).exists():
+            raise CheckpointError(f"there is no checkpoint {self._path(step)}; there are steps {self.steps()}")
+        return read_manifest(self._path(step))
 
     def _best(self) -> int | None:
         scores = {step: score for step in self.steps() if (score := self._score(step)) is not None}
@@ -255,13 +247,7 @@ class Checkpoints:
         if step not in self.steps():
             return f"it is not there; there are steps {self.steps()}"
         if step not in self._verified:
-            try:
-                files = self._manifest(step)["files"]
-                now = _digests(self._path(step))
-                bad = [name for name, digest in files.items() if now.get(name) != digest]
-                problem = f"files missing or changed since they were saved: {', '.join(bad[:5])}" if bad else ""
-            except (CheckpointError, OSError) as e:
-                problem = str(e)
+            problem = damage(self._path(step))
             if problem:
                 _log.warning("checkpoint %s is damaged and not used: %s", self._path(step), problem)
             self._verified[step] = problem
@@ -317,26 +303,3 @@ def _check_leaves(wanted: Mapping[str, Any], saved: Mapping[str, Any], path: epa
             + "\n".join(f"  - {p}" for p in problems[:20])
             + more
         )
-
-
-def _digest_of(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _digests(folder: epath.Path) -> dict[str, str]:
-    """Returns {relative path: sha256} of every file below `folder` but the manifest; hashing lets go of the GIL."""
-
-    def digest(path: epath.Path) -> str:
-        sha = hashlib.sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                sha.update(chunk)
-        return sha.hexdigest()
-
-    def walk(path: epath.Path) -> Iterator[epath.Path]:  # epath has no rglob
-        for child in path.iterdir():
-            yield from walk(child) if child.is_dir() else [child]
-
-    files = {str(p.relative_to(folder)): p for p in walk(folder) if not p.name.startswith(_MANIFEST)}
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        return dict(zip(files, pool.map(digest, files.values()), strict=True))

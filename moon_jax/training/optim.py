@@ -1,11 +1,39 @@
-"""The optimizer of the paper: AdamW with warm-up and cosine decay (5.1)."""
+"""The optimizer of the paper: AdamW with warm-up and cosine decay (5.1); and which parameters it leaves alone."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import optax
 
 from moon_jax.config import TrainConfig
+from moon_jax.weights.source import named, nested
+
+# What each word of config.train.freeze stands for. The merger is the projector from pictures to text: it always learns.
+FREEZE: dict[str, Callable[[str], bool]] = {
+    "vision": lambda name: name.startswith("vision/") and not name.startswith("vision/merger/"),
+    "llm": lambda name: name.startswith("text/"),
+    "backbone": lambda name: not name.startswith(("text/layers/moe/", "vision/merger/")),
+}
+
+
+def split_frozen(params: Any, words: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns (what learns, what does not): two trees of nested dicts that hold each leaf of `params` once.
+
+    Args:
+        params: nested dicts of anything: arrays, shapes, PartitionSpecs.
+        words: of `FREEZE`, from `TrainConfig.frozen`.
+    """
+    frozen: dict[str, Any] = {}
+    learning: dict[str, Any] = {}
+    for name, leaf in named(params).items():
+        (frozen if any(FREEZE[word](name) for word in words) else learning)[name] = leaf
+    return nested(learning), nested(frozen)
+
+
+def join(learning: dict[str, Any], frozen: dict[str, Any]) -> dict[str, Any]:
+    """Returns the tree of which `split_frozen` made the two."""
+    return nested(named(learning) | named(frozen))
 
 
 def schedule(config: TrainConfig) -> optax.Schedule:

@@ -26,12 +26,12 @@ def describe(config: Config) -> str:
     shards = batch_shards(mesh)
     triplets = config.train.batch_size // shards
     shape = batch_shape(3 * triplets, config.data, config.model.vision)
-    total = _count(state.params)
+    total, learning = _count(state.params), trainer.split(state.params)[0]
     active = total - _idle_parameters(config)
     k, batch = config.loss.ring_batches, config.train.batch_size
     per_device = {
         "parameters (float32)": _bytes(state.params, trainer.specs, mesh),
-        "gradients (float32)": _bytes(state.params, trainer.specs, mesh),
+        "gradients (float32)": _bytes(learning, trainer.split(trainer.specs)[0], mesh),
         "AdamW moments (float32)": _bytes(state.opt_state, trainer.state_specs.opt_state, mesh),
         "ring": _bytes(state.ring, trainer.state_specs.ring, mesh),
         "batch": _batch_bytes(shape, config),
@@ -41,6 +41,7 @@ def describe(config: Config) -> str:
     rows = [
         ("run", config.name),
         ("parameters", f"{total:,} ({total / 1e9:.2f} B), of which {active:,} are used by one token"),
+        ("trainable", _trainable(_count(learning), total, config)),
         ("mesh", " x ".join(f"{name}={mesh.shape[name]}" for name in AXES) + f" = {mesh.size} devices"),
         ("batch", f"{batch} triplets over {shards} shards, {triplets} each"),
         (
@@ -55,6 +56,12 @@ def describe(config: Config) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _trainable(learning: int, total: int, config: Config) -> str:
+    if not config.train.frozen:
+        return "all of them"
+    return f"{learning:,} ({learning / total:.1%}); frozen: {', '.join(config.train.frozen)}"
 
 
 def _count(tree: Any) -> int:

@@ -1,7 +1,8 @@
 """The train state, and the jitted functions that make and change it.
 
 The forward and the loss run inside ONE shard_map over all mesh axes; the optimizer and the ring update are ordinary
-jitted code around it, where Explicit axes keep every sharding.
+jitted code around it, where Explicit axes keep every sharding. Frozen parameters go into the forward beside those that
+are differentiated: they get no gradient, no reduce-scatter and no moments, and come out of the step as they went in.
 """
 
 import functools
@@ -22,7 +23,8 @@ from moon_jax.contrastive.loss import Triplets, info_nce
 from moon_jax.models import moon
 from moon_jax.moe.layer import router_losses
 from moon_jax.parallel.mesh import BATCH_AXES, BATCH_SPEC, batch_shards, check_divisible, shardings
-from moon_jax.training.optim import optimizer, schedule
+from moon_jax.training.optim import join, optimizer, schedule, split_frozen
+from moon_jax.weights.source import Source, place
 
 
 class TrainState(NamedTuple):
@@ -30,12 +32,12 @@ class TrainState(NamedTuple):
 
     step: Array  # int32, steps done
     params: Any  # nested dict of float32 arrays
-    opt_state: Any
+    opt_state: Any  # of the parameters that learn
     ring: rings.Ring | None  # None for k = 0
 
 
 class Trainer:
-    """The jitted functions for one config and mesh: `init(seed)` and `train_step(documents)`.
+    """The jitted functions for one config and mesh: `init(seed)` or `start(source)`, and `train_step(documents)`.
 
     Attributes:
         shapes: ShapeDtypeStructs of the parameters, nested dicts.
@@ -61,11 +63,16 @@ class Trainer:
         self.optimizer = optimizer(config.train)
         self.state_specs = self._state_specs()
 
+    def split(self, params: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns (what learns, what is frozen) of a tree like the parameters'."""
+        return split_frozen(params, self.config.train.frozen)
+
     def _state_specs(self) -> TrainState:
-        opt_shapes = jax.eval_shape(self.optimizer.init, self.shapes)
+        opt_shapes = jax.eval_shape(self.optimizer.init, self.split(self.shapes)[0])
         opt_specs = optax.tree_map_params(
-            self.optimizer, lambda _, spec: spec, opt_shapes, self.specs, transform_non_params=lambda _: P()
-        )
+            self.optimizer, lambda _, spec: spec, opt_shapes, self.split(self.specs)[0],
+            transform_non_params=lambda _: P(),
+        )  # fmt: skip
         ring = rings.SPECS if self.config.loss.ring_batches else None
         return TrainState(P(), self.specs, opt_specs, ring)
 
@@ -79,17 +86,32 @@ class Trainer:
         )
 
     def _init(self, key: jax.Array) -> TrainState:
-        config = self.config
-        params = moon.build(config.model, config.moe, key)[1]
-        ring = None
+        params = moon.build(self.config.model, self.config.moe, key)[1]
+        return TrainState(jnp.int32(0), params, *self._beside(params))
+
+    def _beside(self, params: Any) -> tuple[Any, rings.Ring | None]:
+        """Returns the fresh optimizer state and ring for these parameters."""
+        config, ring = self.config, None
         if config.loss.ring_batches:
             ring = rings.empty(config.loss.ring_batches, config.train.batch_size, config.model.text.hidden_size)
-        return TrainState(jnp.int32(0), params, self.optimizer.init(params), ring)
+        return self.optimizer.init(self.split(params)[0]), ring
 
     def init(self, seed: int) -> TrainState:
         """Returns a fresh state, drawn in place: no device ever holds more than its shards."""
         with jax.set_mesh(self.mesh):
             return jax.jit(self._init, out_shardings=shardings(self.state_specs, self.mesh))(jax.random.key(seed))
+
+    def start(self, source: Source) -> TrainState:
+        """Returns a fresh state with the weights of a checkpoint, read straight into their shards in float32.
+
+        Raises:
+            WeightsError: names every missing, left-over and mis-shaped parameter.
+        """
+        params = place(source, self.shapes, self.specs, self.mesh, progress=True)
+        step, _, *beside = shardings(self.state_specs, self.mesh)
+        with jax.set_mesh(self.mesh):
+            opt_state, ring = jax.jit(self._beside, out_shardings=tuple(beside))(params)
+        return TrainState(jax.device_put(jnp.int32(0), step), params, opt_state, ring)
 
     def train_step(self, documents: int) -> Callable[[TrainState, Mapping[str, Array]], tuple[TrainState, dict]]:
         """Returns the jitted, donating step for batches with `documents` places per shard."""
@@ -99,13 +121,15 @@ class Trainer:
         loss_fn = jax.shard_map(
             functools.partial(self._loss, documents),
             mesh=self.mesh,
-            in_specs=(self.specs, BATCH_SPEC, self.state_specs.ring),
+            in_specs=(*self.split(self.specs), BATCH_SPEC, self.state_specs.ring),
             out_specs=(P(), (P(), P(None, BATCH_AXES), P(None, BATCH_AXES))),
         )
+        learning, frozen = self.split(state.params)
         (loss, (metrics, entries, products)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, dict(batch), state.ring
+            learning, frozen, dict(batch), state.ring
         )
-        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
+        updates, opt_state = self.optimizer.update(gradients, state.opt_state, learning)
+        params = join(optax.apply_updates(learning, updates), frozen)
         ring = state.ring
         if ring is not None:
             warm = state.step >= self.config.loss.ring_warmup_steps
@@ -115,11 +139,11 @@ class Trainer:
             "grad_norm": optax.tree.norm(gradients),
             "lr": schedule(self.config.train)(state.step),
         }
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, ring), metrics
+        return TrainState(state.step + 1, params, opt_state, ring), metrics
 
-    def _loss(self, documents: int, params: Any, batch: Mapping[str, Array], ring: rings.Ring | None):
+    def _loss(self, documents: int, learning: Any, frozen: Any, batch: Mapping[str, Array], ring: rings.Ring | None):
         batch = {name: array[0] for name, array in batch.items()}  # the shard axis, of length 1 in here
-        embeddings, stats = nnx.merge(self.graphdef, params).embed(batch, documents)
+        embeddings, stats = nnx.merge(self.graphdef, join(learning, frozen)).embed(batch, documents)
         parts = [embeddings[batch[name]] for name in ("query", "positive", "negative")]
         triplets = Triplets(*parts, batch["positive_product"], batch["negative_product"])
         loss, metrics = info_nce(triplets, ring, self.config.loss)

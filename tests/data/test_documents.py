@@ -67,7 +67,7 @@ def test_item_leaves_out_what_is_switched_off_or_missing():
 )
 def test_query_by_modality(modality, images, texts):
     document = documents.query_document(Query("a coat", FRONT), modality)
-    assert document == Document((FRONT,) * images, tuple(Segment(Role.TITLE, t) for t in texts))
+    assert document == Document((FRONT,) * images, tuple(Segment(Role.TITLE, t) for t in texts), "query")
 
 
 def test_query_without_the_modality_is_refused():
@@ -103,6 +103,28 @@ def test_encoding_lays_out_pictures_texts_and_template(bytes_only):
     assert out.cut_texts == 0
 
 
+def test_each_kind_has_its_own_prompt_and_plain_texts_are_never_cut(bytes_only):
+    data = DataConfig(
+        prompt=PromptConfig("I<", "|", ">"),
+        query_prompt=PromptConfig("Q<", "/", ">"),
+        title_tokens=2,
+        category_tokens=2,
+    )
+    texts = (Segment(Role.TITLE, "abc"), Segment(Role.CATEGORY, "xyz"))
+    said = {}
+    for kind in documents.KINDS:
+        out = documents.encode(Document((), texts, kind), bytes_only, [], data, VISION)
+        said[kind] = bytes_only.decode(out.tokens.tolist()), out.cut_texts
+    assert said == {"item": ("I<ab|xy>", 2), "query": ("Q<ab/xy>", 2), "plain": ("abc\nxyz", 0)}
+    with pytest.raises(ValueError, match="kind is one of item, query, plain, not 'listing'"):
+        documents.encode(Document((), texts, "listing"), bytes_only, [], data, VISION)
+
+
+def test_the_name_of_a_document_is_no_part_of_it():
+    assert Document((), (), "item", "record 1") == Document((), (), "item", "record 2")
+    assert len({Document(name="a"), Document(name="b"), Document(kind="query")}) == 2
+
+
 def test_no_separator_around_missing_segments(bytes_only):
     out = documents.encode(Document((), (Segment(Role.ATTRIBUTE, "a: b"),)), bytes_only, [], DATA, VISION)
     assert bytes_only.decode(out.tokens.tolist()) == "a: b"
@@ -129,18 +151,25 @@ def test_what_cannot_be_encoded_is_refused(bytes_only):
     data = DataConfig(prompt=PromptConfig(suffix="<|image_pad|>"))
     with pytest.raises(DataError, match=r"config\.data\.prompt\.suffix holds the image token"):
         documents.encode(Document(), bytes_only, [], data, VISION)
+    data = DataConfig(query_prompt=PromptConfig(prefix="<|image_pad|>"))
+    with pytest.raises(DataError, match=r"config\.data\.query_prompt\.prefix holds the image token"):
+        documents.encode(Document(kind="query"), bytes_only, [], data, VISION)
     with pytest.raises(DataError, match=r"Role\.IMAGE"):
         documents.encode(Document((), (Segment(Role.IMAGE, "x"),)), bytes_only, [], DATA, VISION)
 
 
+@pytest.mark.parametrize("kind", ["item", "query"])
 @pytest.mark.parametrize("crop", [True, False])
-def test_longest_document_fits_its_bound_exactly(bytes_only, crop):
+def test_longest_document_fits_its_bound_exactly(bytes_only, crop, kind):
+    long = PromptConfig(prefix="ab", separator=", ", suffix="é")
+    prompts = {"prompt": PromptConfig(), "query_prompt": PromptConfig(suffix="é")}
+    prompts["prompt" if kind == "item" else "query_prompt"] = long
     data = DataConfig(
         images_per_item=2, crop=crop, title_tokens=3, category_tokens=2, attribute_tokens=4, max_pixels=56 * 56 * 4,
-        min_pixels=28 * 28, prompt=PromptConfig(prefix="ab", separator=", ", suffix="é"),
+        min_pixels=28 * 28, **prompts,
     )  # fmt: skip
     most = grids.max_picture_tokens(data, VISION)
     pictures = [picture(2, 2 * most, Role.IMAGE)] * (4 if crop else 2)
     segments = tuple(Segment(r, "long" * 9) for r in (Role.TITLE, Role.CATEGORY, Role.ATTRIBUTE))
-    out = documents.encode(Document((), segments), bytes_only, pictures, data, VISION)
+    out = documents.encode(Document((), segments, kind), bytes_only, pictures, data, VISION)
     assert len(out.tokens) == documents.max_document_tokens(data, VISION)

@@ -8,8 +8,7 @@ from PIL import Image
 
 from moon_jax.config import Config, ConfigError, DataConfig, EvalConfig, ModelConfig, Role, TrainConfig, VisionConfig
 from moon_jax.data import packing, tokenizer
-from moon_jax.data.documents import Document, Segment, aspect_document, item_document, query_document
-from moon_jax.data.pipeline import DocumentBatches, TrainBatches, stream
+from moon_jax.data.pipeline import TrainBatches, stream
 from moon_jax.data.records import DataError, Dataset, ImageRef, Product, Query, Triplet
 
 VISION = VisionConfig(patch_size=4, window_size=16)
@@ -205,56 +204,6 @@ def test_broken_pictures_can_be_skipped_up_to_a_share(damaged, dataset, tokens, 
     few = make(damaged, tokens, with_data(on_error="skip", max_skipped_share=0.001))
     with pytest.raises(DataError, match="max_skipped_share"):
         list(stream(few, 0, 8, 0, 2))
-
-
-def some_documents(dataset):
-    config = DATA
-    out = [item_document(p, config) for p in list(dataset.products.values())[:9]]
-    out += [query_document(t.query, m) for t in dataset.train[:3] for m in ("image", "text", "both")]
-    return [*out, aspect_document("all > group 1", Role.CATEGORY), aspect_document("n: 4", Role.ATTRIBUTE)]
-
-
-def tokens_of(batch, tokens):
-    """The texts of all documents in their order over batches, shards and places."""
-    out = []
-    for g in range(len(batch.arrays["tokens"])):
-        shard = {name: value[g] for name, value in batch.arrays.items()}
-        owner = np.take_along_axis(shard["document_of_segment"], shard["segment_ids"], axis=1)
-        out += [tokens.decode(shard["tokens"][owner == i].tolist()) for i in range(owner.max() + 1)]
-    return out
-
-
-@pytest.mark.parametrize("shards", [1, 2, 4])
-def test_documents_come_out_in_order(dataset, tokens, shards):
-    documents = some_documents(dataset)
-    batches = DocumentBatches(documents, tokens, CONFIG, shards, range(shards))
-    assert len(batches) == -(-20 // (5 * shards))
-    texts = [text for _, batch in stream(batches, 0, len(batches), 0, 2) for text in tokens_of(batch, tokens)]
-    assert len(texts) == len(documents) == 20
-    for text, document in zip(texts, documents, strict=True):
-        assert text.count("<|vision_start|>") >= len(document.images)
-        assert text.split("<|vision_end|>")[-1] == "\n".join(s.text for s in document.segments)
-
-
-def test_texts_do_not_pay_for_picture_slots(dataset, tokens):
-    texts = [Document((), (Segment(Role.TITLE, "a thing"),))] * 3
-    assert DocumentBatches(texts, tokens, CONFIG, 1, range(1)).shape.image_slots == 1
-    plain = [query_document(dataset.train[0].query, "image")]  # no box
-    assert DocumentBatches(plain, tokens, CONFIG, 1, range(1)).shape.image_slots == 5
-    boxed = [query_document(dataset.train[1].query, "image")]
-    shape = DocumentBatches(boxed, tokens, CONFIG, 1, range(1)).shape
-    assert shape == packing.batch_shape(5, DATA, VISION)
-    assert len(DocumentBatches([], tokens, CONFIG, 1, range(1))) == 0
-
-
-def test_documents_with_a_broken_picture_are_embedded_without_it(tokens, tmp_path):
-    lost = ImageRef(str(tmp_path / "lost.png"))
-    documents = [Document((lost,)), Document((lost,), (Segment(Role.TITLE, "a thing"),))]
-    with pytest.raises(DataError, match=r"lost\.png"):
-        DocumentBatches(documents, tokens, CONFIG, 1, range(1))[0]
-    batch = DocumentBatches(documents, tokens, with_data(on_error="skip"), 1, range(1))[0]
-    assert batch.info["broken_pictures"] == 2
-    assert tokens_of(batch, tokens) == ["<|vision_start|><|image_pad|><|vision_end|>", "a thing"]
 
 
 def test_real_data_gives_batches(moon_data, tokens):

@@ -124,6 +124,9 @@ def test_full_attention_beyond_the_depth_means_nothing(tmp_path):
         (change(FLAT, rope_scaling__mrope_section=2), "mrope_section 2 must be three integers"),
         (change(FLAT, rope_theta="1e6", rms_norm_eps=0), "rms_norm_eps must be a positive number, got 0"),
         (change(FLAT, rope_theta="1e6"), "rope_theta must be a positive number, got '1e6'"),
+        (change(FLAT, rope_theta=float("inf")), "rope_theta must be a positive number, got inf"),
+        (change(FLAT, rope_theta=float("nan"), rms_norm_eps=True), "rms_norm_eps must be a positive number, got True"),
+        (FLAT | {"moon": [8]}, "moon must be an object"),
         (change(NESTED, vision_config__rope_parameters={"rope_theta": 5.0}), "only rope_theta 10000 is computed"),
         (change(NESTED, text_config=[1]), "text_config must be an object"),
     ],
@@ -146,3 +149,15 @@ def test_no_config_or_no_json(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(LoadError, match="JSON"):
         read_config(tmp_path)
+
+
+def test_a_key_twice_or_a_link_out_of_the_folder(tmp_path):
+    text = json.dumps(FLAT)
+    (tmp_path / "config.json").write_text(text[:-1] + ', "hidden_size": 48}')
+    with pytest.raises(LoadError, match="named twice: hidden_size"):
+        read_config(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "model" / "config.json").symlink_to("../config.json")
+    with pytest.raises(LoadError, match=r"config\.json is a link that leads out of the folder"):
+        read_config(tmp_path / "model")

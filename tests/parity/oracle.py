@@ -1,4 +1,4 @@
-"""Qwen2.5-VL as transformers computes it, in torch float32, one document at a time: what everything of ours must equal.
+"""Qwen2.5-VL as transformers computes it, in torch, one document at a time: what everything of ours must equal.
 
 Tiny models with weights of a trained model's scale, documents of random tokens and pictures, and for each document
 the intermediate results as numpy. Traps that this file steps around: `AutoModel` leaves the vision tower random under
@@ -20,26 +20,31 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 VOCAB = 160
 IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END = 150, 151, 152, 153
 TEXT_IDS = 150  # ordinary token ids are below
-Part = int | tuple[int, int]  # so many text tokens, or a picture of (height, width) pixels
+Model = Qwen2_5_VLForConditionalGeneration
+Part = int | tuple[int, int] | list[int] | Image.Image  # so many random tokens, a drawn picture of (height, width)
+# pixels, or given token ids, a given picture
 
 
-def make_model(text: dict, vision: dict, seed: int = 0, **root) -> Qwen2_5_VLForConditionalGeneration:
+def make_model(text: dict, vision: dict, seed: int = 0, **root) -> Model:
     """A model of these sizes whose activations neither vanish nor explode; no weight keeps its initial value."""
     config = Qwen2_5_VLConfig(
         text_config={"vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": None} | text,
         vision_config={"out_hidden_size": text["hidden_size"]} | vision,
-        image_token_id=IMAGE_PAD,
-        video_token_id=VIDEO_PAD,
-        vision_start_token_id=VISION_START,
-        vision_end_token_id=VISION_END,
-        **{"tie_word_embeddings": True} | root,
+        **{
+            "image_token_id": IMAGE_PAD,
+            "video_token_id": VIDEO_PAD,
+            "vision_start_token_id": VISION_START,
+            "vision_end_token_id": VISION_END,
+            "tie_word_embeddings": True,
+        }
+        | root,
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "embed_tokens" in name:
-                p.normal_(0, 1, generator=generator)
+                p.normal_(0, 0.1, generator=generator)  # small: a tied head must not just say its token again
             elif p.ndim > 1:
                 p.normal_(0, math.prod(p.shape[1:]) ** -0.5, generator=generator)
             elif "norm" in name or "ln_q" in name:
@@ -49,7 +54,7 @@ def make_model(text: dict, vision: dict, seed: int = 0, **root) -> Qwen2_5_VLFor
     return model.float().eval()
 
 
-def save(model: Qwen2_5_VLForConditionalGeneration, folder: pathlib.Path, layout: str = "hub", **options) -> None:
+def save(model: Model, folder: pathlib.Path, layout: str = "hub", **options) -> None:
     """Writes the model as it occurs in the wild.
 
     Args:
@@ -82,10 +87,10 @@ def save(model: Qwen2_5_VLForConditionalGeneration, folder: pathlib.Path, layout
         path.write_text(json.dumps(root))
 
 
-def load(folder: pathlib.Path, attention: str = "eager") -> Qwen2_5_VLForConditionalGeneration:
-    """The model of a folder in float32; every tensor of the folder has found its place."""
+def load(folder: pathlib.Path, attention: str = "eager", dtype: torch.dtype = torch.float32) -> Model:
+    """The model of a folder; every tensor of the folder has found its place."""
     model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
+        folder, dtype=dtype, attn_implementation=attention, output_loading_info=True
     )
     assert not any(report.values()), report
     return model.eval()
@@ -104,6 +109,7 @@ class Expected:
         visual: merged visual tokens of all pictures in raster order, [image pads, D].
         hidden: last hidden states, after the final norm, [n, D].
         embedding: their mean, normalised, [D].
+        logits: of the output head, [n, vocabulary].
     """
 
     ids: np.ndarray
@@ -114,6 +120,7 @@ class Expected:
     visual: np.ndarray
     hidden: np.ndarray
     embedding: np.ndarray
+    logits: np.ndarray
 
 
 def image_processor(config: Qwen2_5_VLConfig) -> Qwen2VLImageProcessorPil:
@@ -134,47 +141,87 @@ def draw_image(height: int, width: int, rng: np.random.Generator) -> Image.Image
     return Image.fromarray((shade + rng.integers(0, 55, (height, width, 3))).astype(np.uint8))
 
 
-def expect(model: Qwen2_5_VLForConditionalGeneration, parts: Sequence[Part], seed: int) -> Expected:
+def expect(model: Model, parts: Sequence[Part], seed: int = 0) -> Expected:
     """What transformers makes of one document, computed on its own."""
     rng = np.random.default_rng(seed)
     config, processor = model.config, image_processor(model.config)
     ids, images, pixels, grids = [], [], [], []
     for part in parts:
+        if isinstance(part, list):
+            ids += part
+            continue
         if isinstance(part, int):
             ids += rng.integers(0, TEXT_IDS, part).tolist()
             continue
-        images.append(draw_image(*part, rng))
+        images.append(part if isinstance(part, Image.Image) else draw_image(*part, rng))
         made = processor(images[-1], return_tensors="np")
         pixels.append(made["pixel_values"].astype(np.float32))
         _, h, w = made["image_grid_thw"][0].tolist()
         grids.append((h, w))
-        ids += [VISION_START, *[IMAGE_PAD] * (h * w // config.vision_config.spatial_merge_size**2), VISION_END]
+        pads = [config.image_token_id] * (h * w // config.vision_config.spatial_merge_size**2)
+        ids += [config.vision_start_token_id, *pads, config.vision_end_token_id]
     with torch.no_grad():
         positions, visual, hidden = forward(model, np.array(ids), pixels, grids)
-        embedding = pool(hidden)
+        embedding, logits = pool(hidden), model.lm_head(hidden)
     return Expected(
         np.array(ids, np.int32), tuple(images), tuple(pixels), tuple(grids), positions.numpy().astype(np.int32),
-        visual.numpy(), hidden.numpy(), embedding.numpy(),
+        *(x.float().numpy() for x in (visual, hidden, embedding, logits)),
     )  # fmt: skip
 
 
+def inputs(model: Model, ids: np.ndarray, pixels: Sequence[np.ndarray], grids: Sequence) -> dict[str, torch.Tensor]:
+    """What the model is called with, for ids [n] of a document or [b, n] of several; their pictures in order."""
+    model.model.rope_deltas = None
+    tokens = torch.from_numpy(ids).long().reshape(-1, ids.shape[-1])
+    made = {"input_ids": tokens}
+    if pixels:
+        made["mm_token_type_ids"] = (tokens == model.config.image_token_id).int()
+        made["pixel_values"] = torch.from_numpy(np.concatenate(pixels)).to(model.dtype)
+        made["image_grid_thw"] = torch.tensor([(1, h, w) for h, w in grids])
+    return made
+
+
 def forward(
-    model: Qwen2_5_VLForConditionalGeneration, ids: np.ndarray, pixels: Sequence[np.ndarray], grids: Sequence
+    model: Model, ids: np.ndarray, pixels: Sequence[np.ndarray], grids: Sequence
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(positions [3, n], visual tokens [v, D], last hidden states [n, D]) of one document, differentiable."""
-    inner = model.model
-    inner.rope_deltas = None
-    tokens = torch.from_numpy(ids).long()[None]
+    inner, made = model.model, inputs(model, ids, pixels, grids)
+    hidden = inner(**made).last_hidden_state[0]
     if not pixels:
-        hidden = inner(input_ids=tokens).last_hidden_state[0]
         return torch.arange(len(ids)).expand(3, -1), hidden[:0], hidden
-    types = (tokens == IMAGE_PAD).int()
-    grid = torch.tensor([(1, h, w) for h, w in grids])
+    tokens, types, values, grid = made.values()
     positions, _ = inner.get_rope_index(tokens, mm_token_type_ids=types, image_grid_thw=grid)
-    values = torch.from_numpy(np.concatenate(pixels))
-    hidden = inner(input_ids=tokens, pixel_values=values, image_grid_thw=grid, mm_token_type_ids=types)
-    visual = torch.cat(inner.get_image_features(values, grid).pooler_output)
-    return positions[:, 0], visual, hidden.last_hidden_state[0]
+    return positions[:, 0], torch.cat(inner.get_image_features(values, grid).pooler_output), hidden
+
+
+def padded(model: Model, documents: Sequence[Expected], side: str) -> tuple[dict[str, torch.Tensor], np.ndarray]:
+    """(what the model is called with for all documents in one batch, which of its tokens are real [b, n])."""
+    longest = max(len(d.ids) for d in documents)
+    ids, real = np.zeros((len(documents), longest), np.int64), np.zeros((len(documents), longest), bool)
+    for row, document in enumerate(documents):
+        here = slice(longest - len(document.ids), None) if side == "left" else slice(len(document.ids))
+        ids[row, here], real[row, here] = document.ids, True
+    pixels, grids = [x for d in documents for x in d.pixels], [x for d in documents for x in d.grids]
+    return inputs(model, ids, pixels, grids) | {"attention_mask": torch.from_numpy(real).long()}, real
+
+
+def continue_one(model: Model, document: Expected, new: int, eos: Sequence[int] = ()) -> list[int]:
+    """The greedy continuation of a document by itself, with its eos token if it comes to one."""
+    made = inputs(model, document.ids, document.pixels, document.grids)
+    return _generate(model, made, new, eos)[0, len(document.ids) :].tolist()
+
+
+def continue_batch(model: Model, documents: Sequence[Expected], new: int) -> list[list[int]]:
+    """The greedy continuations of all documents in one batch, padded on the left."""
+    made, real = padded(model, documents, "left")
+    return _generate(model, made, new, ())[:, real.shape[1] :].tolist()
+
+
+def _generate(model: Model, made: dict[str, torch.Tensor], new: int, eos: Sequence[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return model.generate(
+            **made, max_new_tokens=new, do_sample=False, eos_token_id=list(eos) or None, pad_token_id=0
+        )
 
 
 def pool(hidden: torch.Tensor) -> torch.Tensor:

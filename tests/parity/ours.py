@@ -1,36 +1,73 @@
-"""Our side of the comparison: documents of the oracle packed into one batch, and the model run on one device."""
+"""Our side of the comparison: documents of the oracle packed into one batch or one a row, and the model run on them."""
 
+import dataclasses
 import math
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding
 from oracle import IMAGE_PAD, Expected
+from PIL import Image
 
 from moon_jax.config import MeshConfig, ModelConfig, MoEConfig, Role, VisionConfig
 from moon_jax.data.documents import EncodedDocument
-from moon_jax.data.images import patchify
+from moon_jax.data.images import Picture, patchify
 from moon_jax.data.packing import BatchShape, pack
+from moon_jax.data.prompts import EncodedPrompt, prompt_batch, prompt_shape
+from moon_jax.hf.config import read_config
+from moon_jax.hf.load import HFSource
+from moon_jax.models import head as heads
+from moon_jax.models.generate import NOTHING, Generator
 from moon_jax.models.moon import abstract
-from moon_jax.parallel.mesh import BATCH_SPEC, make_mesh, place_batch, shardings
+from moon_jax.parallel.mesh import BATCH_SPEC, batch_shards, host_shards, make_mesh, place_batch, shardings
+from moon_jax.weights.source import LM_HEAD, nested
 
 DENSE = MoEConfig(experts=0)
 
 
-def encode(document: Expected, vision: VisionConfig) -> EncodedDocument:
-    """The document with the oracle's ids and our own pixels, which equal every frame of the oracle's."""
-    factor = vision.patch_size * vision.spatial_merge_size
-    pictures = tuple(patchify(image, vision, min_pixels=factor**2, max_pixels=10**8) for image in document.images)
-    for picture, theirs, grid in zip(pictures, document.pixels, document.grids, strict=True):
-        assert picture.grid == grid
-        frames = theirs.reshape(-1, vision.in_channels, vision.temporal_patch_size, vision.patch_size**2)
-        for frame in range(vision.temporal_patch_size):
-            wanted = frames[:, :, frame].reshape(picture.patches.shape)
-            np.testing.assert_allclose(picture.patches, wanted, rtol=0, atol=2e-5)
+@dataclasses.dataclass(frozen=True)
+class Ours:
+    """A loaded model: numpy parameters, the output head [vocabulary, D] where it is not tied, sizes."""
+
+    params: Any
+    head: np.ndarray | None
+    config: ModelConfig
+
+
+def load(folder: pathlib.Path) -> Ours:
+    """The model of a checkpoint folder, in float32."""
+    config, info = read_config(folder)
+    with HFSource(folder, config, tied=info.tied) as source:
+        leaves = {name: source.read(name).astype(np.float32) for name in source.leaves}
+    head = leaves.pop(LM_HEAD, None)
+    return Ours(nested(leaves), head, config)
+
+
+def encode(document: Expected, vision: VisionConfig) -> EncodedPrompt:
+    """The document with the oracle's ids and our own pixels, which have the oracle's grids."""
+    pictures = tuple(prepare(image, vision) for image in document.images)
+    assert [picture.grid for picture in pictures] == list(document.grids)
     roles = np.where(document.ids == IMAGE_PAD, Role.IMAGE, Role.TITLE).astype(np.int32)
-    return EncodedDocument(document.ids, roles, pictures)
+    return EncodedPrompt(document.ids, roles, pictures)
+
+
+def prepare(image: Image.Image, vision: VisionConfig) -> Picture:
+    """Our pixels of a picture, at the oracle's pixel budget."""
+    return patchify(image, vision, min_pixels=(vision.patch_size * vision.spatial_merge_size) ** 2, max_pixels=10**8)
+
+
+def pixel_error(encoded: EncodedDocument, document: Expected, vision: VisionConfig) -> float:
+    """The largest difference of our pixels to any of the oracle's frames, which are equal to each other."""
+    worst = 0.0
+    for picture, theirs in zip(encoded.pictures, document.pixels, strict=True):
+        frames = theirs.reshape(-1, vision.in_channels, vision.temporal_patch_size, vision.patch_size**2)
+        mine = picture.patches.reshape(-1, vision.in_channels, 1, vision.patch_size**2)
+        worst = max(worst, float(np.abs(frames - mine).max()))
+    return worst
 
 
 def pack_together(documents: Sequence[EncodedDocument], vision: VisionConfig) -> dict[str, np.ndarray]:
@@ -51,10 +88,8 @@ def pack_together(documents: Sequence[EncodedDocument], vision: VisionConfig) ->
     return batch
 
 
-def run(params: Any, config: ModelConfig, batch: dict[str, np.ndarray], documents: int) -> dict[str, np.ndarray]:
-    """Visual tokens [I * P / merge_unit, D], hidden states [R, S, D] and embeddings [documents, D] of one shard."""
-    visual, hidden, embeddings = jax.jit(forward(config, documents))(place_params(params, config), place(batch))
-    return {"visual": np.asarray(visual)[0], "hidden": np.asarray(hidden)[0], "embeddings": np.asarray(embeddings)[0]}
+def one_device() -> Mesh:
+    return make_mesh(MeshConfig(data=1), jax.devices()[:1])
 
 
 def place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -62,32 +97,73 @@ def place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return place_batch({name: array[None] for name, array in batch.items()}, one_device())
 
 
-def place_params(params: Any, config: ModelConfig) -> Any:
-    """The loaded arrays on the one device, with the shardings that the model asks for."""
-    return jax.device_put(params, shardings(abstract(config, DENSE)[2], one_device()))
+def place_params(params: Any, config: ModelConfig, moe: MoEConfig = DENSE, mesh: Mesh | None = None) -> Any:
+    """The loaded arrays on a mesh (default: the one device), with the shardings that the model asks for."""
+    return jax.device_put(params, shardings(abstract(config, moe)[2], mesh or one_device()))
 
 
-def one_device() -> jax.sharding.Mesh:
-    return make_mesh(MeshConfig(data=1), jax.devices()[:1])
+def place_head(model: Ours, mesh: Mesh | None = None) -> jax.Array | None:
+    """The untied head on a mesh, None where there is none."""
+    if model.head is None:
+        return None
+    return jax.device_put(model.head, NamedSharding(mesh or one_device(), heads.SPEC))
 
 
-def forward(config: ModelConfig, documents: int):
-    """The function (params, batch [1, ...]) -> visual tokens, hidden states, embeddings, each with a shard axis."""
-    graphdef, _, specs = abstract(config, DENSE)
+def run(model: Ours, batch: dict[str, np.ndarray], documents: int, moe: MoEConfig = DENSE) -> dict[str, np.ndarray]:
+    """Visual tokens [I * P / merge_unit, D], hidden states [R, S, D], logits [R, S, V] and embeddings of one shard."""
+    fn = jax.jit(forward(model.config, documents, moe, model.head is None))
+    out = fn(place_params(model.params, model.config, moe), place(batch), place_head(model))
+    return {name: np.asarray(array, np.float32)[0] for name, array in out.items()}
 
-    def shard(params, batch):
+
+def forward(config: ModelConfig, documents: int, moe: MoEConfig = DENSE, tied: bool = True):
+    """The function (params, batch [1, ...], head) -> {visual, hidden, logits, embeddings}, each with a shard axis."""
+    graphdef, _, specs = abstract(config, moe)
+
+    def shard(params, batch, head=None):
         batch = {name: array[0] for name, array in batch.items()}
         model = nnx.merge(graphdef, params)
-        visual = model.vision(*(batch[n] for n in ("patches", "patch_picture", "patch_window", "patch_positions")))
-        fields = ("image_slots", "segment_ids", "positions", "roles")
-        hidden, _ = model.text(batch["tokens"], visual, *(batch[n] for n in fields))
+        hidden, _ = model.hidden(batch)
+        table = heads.gather_head(model.text.embed[...] if head is None else head, config.dtype)
         embeddings, _ = model.embed(batch, documents)
-        return visual[None], hidden[None], embeddings[None]
+        out = {
+            "visual": model.visual(batch), "hidden": hidden, "logits": heads.logits(hidden, table),
+            "embeddings": embeddings,
+        }  # fmt: skip
+        return {name: array[None] for name, array in out.items()}
 
-    return jax.shard_map(shard, mesh=one_device(), in_specs=(specs, BATCH_SPEC), out_specs=(BATCH_SPEC,) * 3)
+    in_specs = (specs, BATCH_SPEC) if tied else (specs, BATCH_SPEC, heads.SPEC)
+    mapped = jax.shard_map(shard, mesh=one_device(), in_specs=in_specs, out_specs=BATCH_SPEC)
+    return (lambda params, batch, _=None: mapped(params, batch)) if tied else mapped
 
 
 def tokens_of(batch: dict[str, np.ndarray], document: int) -> tuple[np.ndarray, np.ndarray]:
     """(rows, columns) of a document's tokens, in their order."""
     owner = np.take_along_axis(batch["document_of_segment"], batch["segment_ids"], axis=1)
     return np.nonzero(owner == document)
+
+
+def rows_of(
+    prompts: Sequence[EncodedPrompt], vision: VisionConfig, side: str, mesh: Mesh | None = None
+) -> dict[str, np.ndarray]:
+    """The prompts one a row, dealt out over the batch shards of a mesh (default: the one device)."""
+    mesh = mesh or one_device()
+    shards = batch_shards(mesh)
+    shape = prompt_shape(prompts, -(-len(prompts) // shards), shards, vision)
+    return prompt_batch(prompts, shape, vision, host_shards(mesh), side)
+
+
+def generate(
+    model: Ours, prompts: Sequence[EncodedPrompt], new: int, eos: Sequence[int] = (), sides: Sequence[str] = ("left",),
+    moe: MoEConfig = DENSE, mesh: Mesh | None = None,
+) -> list[list[list[int]]]:  # fmt: skip
+    """For each side of the padding the continuation of every prompt, without NOTHING."""
+    mesh = mesh or one_device()
+    generator = Generator(model.config, moe, mesh)
+    params, head = place_params(model.params, model.config, moe, mesh), place_head(model, mesh)
+    out = []
+    for side in sides:
+        tokens = generator(params, rows_of(prompts, model.config.vision, side, mesh), new, eos, head)
+        assert (tokens[len(prompts) :] == NOTHING).all()
+        out.append([row[row != NOTHING].tolist() for row in tokens[: len(prompts)]])
+    return out

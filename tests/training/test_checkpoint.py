@@ -1,6 +1,7 @@
 """Checkpoints: bit-identical across meshes, damage found, killed saves ignored, wrong states refused by leaf name."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import subprocess
@@ -297,3 +298,37 @@ def test_stored_tree_reads_without_our_types(tmp_path):
     manifest = json.loads((tmp_path / "00000001" / "manifest.json").read_text())["body"]
     assert manifest["leaves"]["params/text/embed"] == {"shape": [16, 8], "dtype": "float32"}
     assert any(name.startswith("opt_state/") and name.endswith("mu/text/embed") for name in manifest["leaves"])
+
+
+def test_assets_are_sealed_with_the_step(tmp_path):
+    assets = {"moon.json": b"{}", "tokenizer.json": bytes(range(256))}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(1), {}, assets)
+        checkpoints.save(2, make_state(2), {}, assets | {"README.md": "卡".encode()})
+    assert {name: (tmp_path / "00000001" / name).read_bytes() for name in assets} == assets
+    assert (tmp_path / "00000002" / "README.md").read_text() == "卡"
+    assert not (tmp_path / "00000001" / "README.md").exists()
+    files = json.loads((tmp_path / "00000001" / "manifest.json").read_text())["body"]["files"]
+    assert files["tokenizer.json"] == hashlib.sha256(assets["tokenizer.json"]).hexdigest()
+    flip_bit(tmp_path / "00000002" / "tokenizer.json")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 1
+        state, _ = checkpoints.restore(abstract(make_state(0), mesh_of(1, 1, 1, 1)))
+    assert_identical(state, make_state(1))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "a/b", "../up", "manifest.json.unfinished"])
+def test_names_that_no_asset_may_have(tmp_path, name):
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(CheckpointError, match="plain file names"):
+            checkpoints.save(1, make_state(1), {}, {name: b""})
+        assert checkpoints.latest() is None
+
+
+def test_an_asset_must_not_replace_a_file_of_the_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, make_state(1), {}, {"_METADATA": b""})
+    with pytest.raises(CheckpointError, match=r"would replace files .*_METADATA"):
+        checkpoints.wait()
+    assert checkpoints.steps() == []
+    checkpoints.close()

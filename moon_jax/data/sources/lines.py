@@ -51,7 +51,7 @@ class Reading:
                     continue
                 self.counts["records"] += 1
                 try:
-                    result = function(number, _record(line))
+                    result = function(number, parse_line(line))
                 except RecordError as error:
                     self._skip(f"{path}:{number}: {error}", error)
                 else:
@@ -93,7 +93,12 @@ class Reading:
         return digest.hexdigest()
 
 
-def _record(line: bytes) -> dict[str, Any]:
+def parse_line(line: bytes) -> dict[str, Any]:
+    """Returns the JSON object that a line is.
+
+    Raises:
+        RecordError: not UTF-8, not JSON, or not an object.
+    """
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -101,11 +106,12 @@ def _record(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise RecordError("line", f"not JSON ({error})") from error
     if not isinstance(record, dict):
-        raise RecordError("line", f"a record is a JSON object, this is {_short(record)}")
+        raise RecordError("line", f"a record is a JSON object, this is {short(record)}")
     return record
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Returns a value as an error shows it, at most 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -115,7 +121,7 @@ def text(value: Any, field: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise RecordError(field, f"must be a text, is {_short(value)}")
+        raise RecordError(field, f"must be a text, is {short(value)}")
     return well_formed(value).strip()
 
 
@@ -124,7 +130,7 @@ def group(value: Any, field: str) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise RecordError(field, f"must be an object, is {_short(value)}")
+        raise RecordError(field, f"must be an object, is {short(value)}")
     return value
 
 
@@ -147,10 +153,10 @@ def box(value: Any, field: str) -> Box | None:
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != 4 or not all(is_number(v) for v in value):
-        raise RecordError(field, f"must be null or four finite numbers [x1, y1, x2, y2], is {_short(value)}")
+        raise RecordError(field, f"must be null or four finite numbers [x1, y1, x2, y2], is {short(value)}")
     x1, y1, x2, y2 = map(float, value)
     if x1 >= x2 or y1 >= y2:
-        raise RecordError(field, f"must have x1 < x2 and y1 < y2, is {_short(value)}")
+        raise RecordError(field, f"must have x1 < x2 and y1 < y2, is {short(value)}")
     return x1, y1, x2, y2
 
 
@@ -160,5 +166,5 @@ def image(value: Any, where: Any, folder: pathlib.Path, field: str) -> ImageRef 
     if not path:
         return None
     if path.startswith(("http://", "https://")):
-        raise RecordError(field, f"is a URL ({_short(path)}); download the pictures and name the files here")
+        raise RecordError(field, f"is a URL ({short(path)}); download the pictures and name the files here")
     return ImageRef(os.path.join(folder, path), box(where, field + " box"))
