@@ -28,7 +28,7 @@ from moon_jax.models.generate import Generator
 from moon_jax.parallel.mesh import batch_shards, check_divisible, host_shards, make_mesh
 from moon_jax.training.embedder import Embedder, Part, exact, window_documents
 from moon_jax.training.pretrained import Pretrained, open_pretrained
-from moon_jax.weights.source import LM_HEAD, Source, place
+from moon_jax.weights.source import LM_HEAD, Source, WeightsError, place
 from moon_jax.weights.spec import describe, parse
 
 _LOG = logging.getLogger(__name__)
@@ -196,6 +196,7 @@ class Encoder:
 
         Raises:
             ConfigError: attention is not causal.
+            WeightsError: the output head was left out of the checkpoint (training leaves an untied one out).
             DataError: a prompt or a picture of it cannot be used.
         """
         vision, shards = self.config.model.vision, batch_shards(self.mesh)
@@ -295,11 +296,13 @@ def from_pretrained(
     check_divisible(shapes, specs, mesh)
     stored = lambda path, x: jax.ShapeDtypeStruct(x.shape, "float32" if _is_router(path) else dtype)  # noqa: E731
     params = place(source, jax.tree_util.tree_map_with_path(stored, shapes), specs, mesh, progress=progress)
-    place_head = functools.partial(_place_head, source, mesh, dtype) if LM_HEAD in source.leaves else None
+    place_head = None if spec.tied else functools.partial(_place_head, source, mesh, dtype)
     return Encoder(config, mesh, words, params, place_head)
 
 
 def _place_head(source: Source, mesh: Mesh, dtype: str) -> Float[Array, "v d"]:
+    if LM_HEAD not in source.leaves:
+        raise WeightsError("the model has an output head of its own, which was left out of this checkpoint")
     leaf = source.leaves[LM_HEAD]
     sharding = NamedSharding(mesh, heads.SPEC)
     read = lambda index: source.read(LM_HEAD, index).astype(dtype)  # noqa: E731

@@ -185,6 +185,7 @@ def test_kinds_have_the_prompts_and_limits_of_the_model(folder, one_device, capl
     data = dataclasses.replace(
         encoder.config.data,
         prompt=PromptConfig("item:", " / ", "."), query_prompt=PromptConfig("query:", " / ", "?"), images_per_item=1,
+        description=False,
     )  # fmt: skip
     encoder = Encoder(dataclasses.replace(encoder.config, data=data), one_device, encoder.tokenizer, encoder.params)
     path = str(folder / "4.png")

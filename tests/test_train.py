@@ -264,26 +264,20 @@ def test_a_resumed_run_needs_neither_the_checkpoint_nor_its_tokenizer(fine_tunin
 def test_other_weights_another_freeze_or_a_tokenizer_of_another_model_are_refused(
     fine_tuning, fine_tuned, qwen, tmp_path
 ):
-    other = dataclasses.replace(
-        fine_tuning, model=dataclasses.replace(fine_tuning.model, path=str(tiny_hf.write(tmp_path / "other", seed=1)))
-    )
+    at = lambda path: dataclasses.replace(fine_tuning, model=dataclasses.replace(fine_tuning.model, path=str(path)))  # noqa: E731
     with pytest.raises(ConfigError, match=r"config\.model\.path has other weights"):
-        train.run(other, fine_tuned)
+        train.run(at(tiny_hf.write(tmp_path / "other", seed=1)), fine_tuned)
     thawed = dataclasses.replace(fine_tuning, train=dataclasses.replace(fine_tuning.train, freeze="llm"))
     with pytest.raises(ConfigError, match=r"config\.train\.freeze was 'backbone', is 'llm'"):
         train.run(thawed, fine_tuned)
-    drawn = dataclasses.replace(
-        fine_tuning, model=dataclasses.replace(fine_tuning.model, path=str(tmp_path / "nowhere"))
-    )
     with pytest.raises(WeightsError, match="nowhere"):
-        train.run(drawn, tmp_path / "w")
+        train.run(at(tmp_path / "nowhere"), tmp_path / "w")
     strange = tmp_path / "strange"
     shutil.copytree(qwen, strange)
     settings = json.loads((strange / "config.json").read_text()) | {"image_token_id": 3}
     (strange / "config.json").write_text(json.dumps(settings))
-    config = dataclasses.replace(fine_tuning, model=dataclasses.replace(fine_tuning.model, path=str(strange)))
     with pytest.raises(TokenizerError, match="image_token_id is 3"):
-        train.run(config, tmp_path / "w")
+        train.run(at(strange), tmp_path / "w")
 
 
 def test_every_saved_step_is_a_model(fine_tuning, fine_tuned):

@@ -24,6 +24,12 @@ from moon_jax.weights.tensors import INDEX, SINGLE, regular_file, unique_json
 CHECKPOINTS = "checkpoints"  # in the folder of a training run
 _PROCESSOR = "processor_config.json"  # where transformers 5 saves the pictures' settings of a whole processor
 
+# Of a model that was not trained on products, and so has no limits of its own: what a listing rarely goes beyond.
+_UNTRAINED = DataConfig(
+    prompt=CHAT, query_prompt=CHAT, images_per_item=8, description=True, title_tokens=512, category_tokens=64,
+    attribute_tokens=256,
+)  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained(contextlib.AbstractContextManager):
@@ -161,7 +167,7 @@ def _hf(folder: pathlib.Path, verify: bool) -> Pretrained:
     moe = read_moe(folder)
     dtype = "bfloat16" if info.dtype == "bfloat16" else "float32"
     model = dataclasses.replace(model, dtype=dtype)
-    spec = ModelSpec(model, moe, DataConfig(prompt=CHAT, query_prompt=CHAT), info.tied)
+    spec = ModelSpec(model, moe, _UNTRAINED, info.tied)
     before: dict[str, Any] = {}
     if (folder / MOON_JSON).exists():
         described = read_description(folder)

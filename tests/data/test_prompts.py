@@ -20,7 +20,7 @@ CHINESE, ENGLISH = "找出图中的茶杯，返回坐标。", "Where is the mug?
 def words(tmp_path_factory):
     """(our tokenizer, transformers' on the same folder)."""
     folder = tmp_path_factory.mktemp("words")
-    made = tokenizer.train_bpe([CHINESE, ENGLISH, prompts.SYSTEM, "user\n", "assistant\n"] * 4, folder, 420)
+    made = tokenizer.train_bpe([CHINESE, ENGLISH, prompts.SYSTEM, "user\n\n\n", "assistant\n"] * 4, folder, 420)
     return made, AutoTokenizer.from_pretrained(folder)
 
 

@@ -79,8 +79,9 @@ CASES = {
     ),
 }
 
-# one text layer and one vision block of the 3B model (width 2048, ffn 11008; 1280, 3420)
+# one text layer and one vision block of the 3B model (width 2048, ffn 11008; 1280, 3420); its head is of its own, since
+# after one layer a tied one only says the last token again
 REAL_WIDTHS = Sizes(
     heads=16, kv=2, head_dim=128, ffn=11008, layers=1, section=(16, 24, 24), depth=1, full=(), vision_heads=16,
-    vision_head=80, mlp=3420,
+    vision_head=80, mlp=3420, tied=False,
 )  # fmt: skip

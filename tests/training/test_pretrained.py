@@ -72,7 +72,8 @@ def test_a_hugging_face_folder_as_it_is(hf):
     spec = found.spec
     assert (spec.model.text.vocab_size, spec.model.vision.patch_size, spec.moe.experts) == (tiny_hf.VOCAB, 3, 0)
     assert (spec.model.attention, spec.model.dtype, spec.tied) == ("causal", "bfloat16", True)
-    assert spec.data == DataConfig(prompt=CHAT, query_prompt=CHAT)
+    assert (spec.data.prompt, spec.data.query_prompt) == (CHAT, CHAT)
+    assert (spec.data.images_per_item, spec.data.description) == (8, True)  # all that an untrained model can be shown
     expected = named(load_params(hf, spec.model))
     assert set(found.source.leaves) == set(expected)
     for name, array in expected.items():
