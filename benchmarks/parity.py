@@ -1,6 +1,6 @@
 """The parity table: ours against transformers on random models, every number computed here and now by both.
 
-    python benchmarks/parity.py                       all rows: about 10 minutes on two cores
+    python benchmarks/parity.py                       all rows: about 15 minutes on two cores
     python benchmarks/parity.py --only=padded         rows and parts whose name holds this text
     python benchmarks/parity.py --markdown            the tables as Markdown
 
@@ -98,7 +98,11 @@ def backward(folder: pathlib.Path, of: str, tied: bool, mesh: tuple[int, int, in
     else:
         errors = gradients.of_next_tokens(pair, (6, 5, 9, 1, 0), mesh_of(mesh))
     worst = max(errors, key=errors.__getitem__)
-    return {"parameters": str(len(errors) - ("loss" in errors)), "largest error": f"{errors[worst]:.0e}", "of": worst}
+    return {
+        "parameters": str(len(errors) - ("loss" in errors)),
+        "largest error": f"{errors[worst]:.0e}",
+        "in the parameter": worst,
+    }
 
 
 def on_mesh(folder: pathlib.Path, mesh: tuple[int, int, int, int]) -> Row:

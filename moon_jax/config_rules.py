@@ -1,5 +1,6 @@
 """What a config's values must satisfy together, said in plain words; `config.resolve` asks."""
 
+import math
 import re
 
 from moon_jax.config import Config
@@ -36,7 +37,7 @@ def problems_of(c: Config) -> list[str]:
         "model.vision.patch_size": vision.patch_size, "model.vision.spatial_merge_size": vision.spatial_merge_size,
         "model.text.vocab_size": text.vocab_size, "model.text.num_key_value_heads": text.num_key_value_heads,
     }  # fmt: skip
-    problems += [f"config.{k} must be positive, got {v}" for k, v in positive.items() if v <= 0]
+    problems += [f"config.{k} must be positive, got {v}" for k, v in positive.items() if not 0 < v < math.inf]
     not_negative = {
         "loss.ring_batches": loss.ring_batches,
         "loss.ring_warmup_steps": loss.ring_warmup_steps, "loss.group_size": loss.group_size,
@@ -48,7 +49,7 @@ def problems_of(c: Config) -> list[str]:
         "data.category_tokens": data.category_tokens, "data.attribute_tokens": data.attribute_tokens,
         "eval.max_queries": c.eval.max_queries, "train.weight_decay": train.weight_decay,
     }  # fmt: skip
-    problems += [f"config.{k} must not be negative, got {v}" for k, v in not_negative.items() if v < 0]
+    problems += [f"config.{k} must not be negative, got {v}" for k, v in not_negative.items() if not 0 <= v < math.inf]
     shares = {
         "train.warmup_ratio": train.warmup_ratio, "data.unseen_share": data.unseen_share,
         "data.aspect_dropout": data.aspect_dropout, "data.aspect_only": data.aspect_only,

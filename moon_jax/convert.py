@@ -15,6 +15,7 @@ leaves at most a hidden folder beside it, which the next start removes.
 
 import concurrent.futures
 import dataclasses
+import math
 import pathlib
 import signal
 import sys
@@ -26,7 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from jaxtyping import Shaped
 from tqdm import tqdm
 
@@ -113,8 +114,12 @@ def convert(source: str | pathlib.Path, target: str | pathlib.Path, options: Opt
     """
     if options.to not in ("jax", "hf") or options.dtype not in DTYPES:
         raise ValueError(f"to is jax or hf, dtype one of {', '.join(DTYPES)}; got {options}")
+    if not 0 <= options.noise < math.inf:
+        raise WeightsError(f"noise is {options.noise}; it must be 0 or a positive number")
     started = time.perf_counter()
     target = check_absent(target)
+    if target.is_relative_to(pathlib.Path(source).expanduser().absolute()):
+        raise WeightsError(f"{target} is inside of the source: choose another folder")
     with open_pretrained(source, verify=True) as opened:
         opened.load_tokenizer()
         folder.tokenizer_files(opened.tokenizer_folder)
@@ -211,6 +216,7 @@ def main(argv: list[str]) -> None:
     """Reads the flags and converts; mistakes of the user end with one plain message instead of a traceback."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)  # Orbax says much at INFO
     jax.config.update("jax_platforms", "cpu")  # nothing is computed; an accelerator may be in use by others
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by a signal; nothing was written"))
     given = flags.FLAGS

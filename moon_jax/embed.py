@@ -31,6 +31,7 @@ from tqdm import tqdm
 from moon_jax.config import ConfigError, MeshConfig
 from moon_jax.data.documents import KINDS, PLAIN
 from moon_jax.data.embed_records import Reader
+from moon_jax.data.images import ImageError
 from moon_jax.data.record_file import RecordFile, Scan, check_share
 from moon_jax.data.records import DataError
 from moon_jax.data.tokenizer import TokenizerError
@@ -51,7 +52,8 @@ def main(argv: list[str]) -> None:
     try:
         run()
     except (ConfigError, DataError, EmbeddingError, TokenizerError, WeightsError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        hint = " (--on_error=skip leaves its record out)" if isinstance(error, ImageError) else ""
+        sys.exit(f"{type(error).__name__}: {error}{hint}")
 
 
 def run() -> None:
@@ -122,7 +124,6 @@ def _identity(found: Pretrained, scan: Scan, mesh: dict[str, int]) -> dict[str, 
         "dtype": DTYPE.value or found.spec.model.dtype,
         "batch_size": BATCH_SIZE.value,
         "mesh": mesh,
-        "on_error": ON_ERROR.value,
     }
 
 

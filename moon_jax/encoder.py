@@ -1,5 +1,6 @@
 """The library's door: `moon_jax.load` returns an `Encoder`, which turns records into unit vectors."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Float32
@@ -285,7 +287,8 @@ def from_pretrained(
 ) -> Encoder:
     """Returns the encoder of an opened checkpoint; see `load`."""
     spec, source = found.spec, found.source
-    dtype = dtype or spec.model.dtype
+    with contextlib.suppress(TypeError):  # said below
+        dtype = jnp.dtype(dtype or spec.model.dtype).name
     if dtype not in DTYPES:
         raise ConfigError(f"dtype {dtype!r} must be one of {', '.join(DTYPES)}, or None for that of the checkpoint")
     if not isinstance(mesh, Mesh):

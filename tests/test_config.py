@@ -34,6 +34,8 @@ def test_unknown_names_and_wrong_types_are_all_named():
         ("moe", {"gate": "max"}, "softmax_active, softmax_all"),
         ("loss", {"group_size": 4}, "ring_batches = 0"),
         ("loss", {"temperature": 0.0}, "must be positive"),
+        ("train", {"lr": float("nan")}, r"config\.train\.lr must be positive"),
+        ("train", {"weight_decay": float("inf")}, r"config\.train\.weight_decay must not be negative"),
         ("train", {"b1": 7.0}, r"config\.train\.b1 is a share"),
         ("data", {"category_tokens": -3}, "must not be negative"),
         ("data", {"max_pixels": 10}, "at least min_pixels"),

@@ -243,6 +243,7 @@ def test_sources_that_are_refused(copy, tmp_path, change, error, message):
     [
         ({"experts": 2}, "one is for category"),
         ({"experts": 4, "top_k": 3}, "moe.top_k is 3"),
+        ({"experts": 4, "noise": float("nan")}, "noise is nan"),
         ({"top_k": 2, "noise": 0.1}, "top_k, noise: of use only with a number of experts"),
     ],
 )

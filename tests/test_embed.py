@@ -109,6 +109,17 @@ def test_vectors_ids_and_settings(model, tmp_path, monkeypatch, capsys):
     assert "weights was" in refused(other, path, tmp_path / "out", kind="item", batch_size=2)
 
 
+def test_a_missing_picture_stops_a_run_that_can_go_on_without_it(model, tmp_path):
+    path = write_records(tmp_path / "in", [{"id": 1, "text": "x"}, {"id": 2, "images": ["lost.png"]}])
+    message = refused(model, path, tmp_path / "out")
+    assert "lost.png: no such" in message
+    assert "--on_error=skip" in message
+    run(model, path, tmp_path / "out", on_error="skip", max_skipped_share=0.5)
+    assert np.isnan(np.load(tmp_path / "out" / "embeddings.npy")).any(1).tolist() == [False, True]
+    (tmp_path / "file").write_text("mine")
+    assert "is a file" in refused(model, path, tmp_path / "file")
+
+
 def test_bad_records_stop_the_run_or_are_skipped(model, tmp_path, capsys):
     folder = tmp_path / "data"
     picture(folder, "a.png", 1)

@@ -61,7 +61,7 @@ class RecordFile:
             if isinstance(found, str):
                 bad[records] = found
             if (given := _id(line)) is not None:
-                hashes.append(hash(given))
+                hashes.append(hash(repr(given)))  # the hash of -1 is that of -2
             records += 1
         repeated = len(hashes) - len(np.unique(np.asarray(hashes, np.int64)))
         return Scan(

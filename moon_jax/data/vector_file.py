@@ -49,6 +49,8 @@ class VectorFile:
         Raises:
             OutputError: the folder has the output of another run.
         """
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder} is a file; the output is a folder")
         self._folder, self._identity = folder, json.loads(json.dumps(identity))
         self._records, self._width = records, width
         self._file = self._lock = -1

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from moon_jax.config import ModelConfig, MoEConfig, TextConfig, VisionConfig
+from moon_jax.data.strict_json import unique_json
 from moon_jax.weights.source import WeightsError
-from moon_jax.weights.tensors import regular_file, unique_json
+from moon_jax.weights.tensors import regular_file
 
 # Class defaults of transformers 5 (configuration_qwen2_5_vl.py). The published configs rely on them: their
 # vision_config names neither depth nor heads nor windows, and the default vision width is not the 3B model's.

@@ -13,6 +13,7 @@ from absl import logging
 from jaxtyping import Shaped
 
 from moon_jax.config import ModelConfig, MoEConfig
+from moon_jax.data.strict_json import unique_json
 from moon_jax.hf.config import CheckpointInfo, write_config
 from moon_jax.hf.names import HEAD, Row, table
 from moon_jax.moe.routing import CATEGORY_EXPERT, attribute_expert, general_experts
@@ -20,7 +21,6 @@ from moon_jax.weights.folder import tokenizer_files
 from moon_jax.weights.source import LM_HEAD, Source, WeightsError, check
 from moon_jax.weights.spec import ModelSpec, preprocessor_config
 from moon_jax.weights.tensor_writer import TensorWriter
-from moon_jax.weights.tensors import unique_json
 from moon_jax.weights.transpose import copy
 
 _LAYOUT = "hub"

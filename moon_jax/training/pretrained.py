@@ -10,6 +10,7 @@ from typing import Any
 
 from moon_jax.config import DataConfig
 from moon_jax.data import tokenizer
+from moon_jax.data.strict_json import unique_json
 from moon_jax.hf.config import CheckpointInfo, read_config, read_moe
 from moon_jax.hf.load import HFSource
 from moon_jax.models import moon
@@ -19,7 +20,7 @@ from moon_jax.training.saved_params import SavedParams
 from moon_jax.weights.folder import MOON_JSON, PREPROCESSOR, ModelFolder, check_files, read_description, sha256
 from moon_jax.weights.source import LM_HEAD, Source, WeightsError, check, named
 from moon_jax.weights.spec import CHAT, ModelSpec, describe, parse, read_preprocessor
-from moon_jax.weights.tensors import INDEX, SINGLE, regular_file, unique_json
+from moon_jax.weights.tensors import INDEX, SINGLE, regular_file
 
 CHECKPOINTS = "checkpoints"  # in the folder of a training run
 _PROCESSOR = "processor_config.json"  # where transformers 5 saves the pictures' settings of a whole processor

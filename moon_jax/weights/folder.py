@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from moon_jax.data.strict_json import unique_json
 from moon_jax.weights import card
 from moon_jax.weights.source import LM_HEAD, Index, Leaf, Source, WeightsError
 from moon_jax.weights.spec import ModelSpec, describe, parse, preprocessor_config
 from moon_jax.weights.tensor_writer import TensorWriter
-from moon_jax.weights.tensors import DTYPES, Tensors, regular_file, unique_json
+from moon_jax.weights.tensors import DTYPES, Tensors, regular_file
 
 MOON_JSON, README, PREPROCESSOR = "moon.json", "README.md", "preprocessor_config.json"
 # What goes along with a tokenizer.json where it is there; only the first two are needed.

@@ -8,19 +8,18 @@ file may come from a stranger.
 import collections
 import contextlib
 import itertools
-import json
 import math
 import os
 import pathlib
 import stat
 import weakref
-from typing import Any
 
 import ml_dtypes
 import numpy as np
 from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
+from moon_jax.data.strict_json import unique_json
 from moon_jax.weights.source import Index, WeightsError
 
 SINGLE = "model.safetensors"
@@ -156,21 +155,6 @@ def regular_file(folder: str | os.PathLike[str], name: str) -> pathlib.Path:
     if not stat.S_ISREG(path.stat().st_mode):
         raise WeightsError(f"{name} is not a regular file")
     return path
-
-
-def unique_json(text: str | bytes) -> Any:
-    """Returns the value of a JSON text; ValueError if it is none or if an object has one key twice."""
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = [key for key, count in collections.Counter(key for key, _ in items).items() if count > 1]
-        if twice:
-            raise ValueError(f"named twice: {', '.join(twice)}")
-        return dict(items)
-
-    try:
-        return json.loads(text, object_pairs_hook=pairs)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
 
 
 def _read_header(fd: int) -> tuple[int, dict[str, tuple[str, tuple[int, ...], int]]]:

@@ -156,6 +156,7 @@ def query(**changes):
 
 BAD = {
     "json": ("{", r"line: not JSON"),
+    "twice": ('{"id": "a", "id": "b"}', r"line: not JSON \(named twice: id\)"),
     "utf8": (b'{"id": "\xff"}', r"line: not UTF-8 at byte 8 \(0xff\)"),
     "list": ("[1]", r"line: a record is a JSON object, this is \[1\]"),
     "no_query": ({"query": None}, "query: has neither a text nor an image"),

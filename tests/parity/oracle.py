@@ -208,6 +208,7 @@ def padded(model: Model, documents: Sequence[Expected], side: str) -> tuple[dict
 def continue_one(model: Model, document: Expected, new: int, eos: Sequence[int] = ()) -> list[int]:
     """The greedy continuation of a document by itself, with its eos token if it comes to one."""
     made = inputs(model, document.ids, document.pixels, document.grids)
+    made["attention_mask"] = torch.ones_like(made["input_ids"])  # or every token with the pad's id counts as padding
     return _generate(model, made, new, eos)[0, len(document.ids) :].tolist()
 
 

@@ -185,15 +185,18 @@ def test_the_fingerprint_tells_weights_apart():
     assert fingerprint(Arrays(dict(reversed(arrays.items())))) == first, "the order of the names means nothing"
     source = Arrays(arrays)
     fingerprint(source)
-    assert source.read_bytes == {"norm": 32}, "large parameters are not read"
+    assert source.read_bytes == {"norm": 32, "large": 2 * 1200}, "of a large parameter the outer layers are read"
+    outer = arrays["large"].copy()
+    outer[-1, 7] = 1e-7
     changed = [
         arrays | {"norm": np.ones(8, np.float32) * np.float32(1 + 1e-7)},
         arrays | {"norm": np.ones(8, ml_dtypes.bfloat16)},
         arrays | {"large": np.zeros((300, 1024), np.float32)},
         {"norms" if name == "norm" else name: array for name, array in arrays.items()},
         {"large": arrays["large"]},
+        arrays | {"large": outer},
     ]
-    assert len({first, *(fingerprint(Arrays(c)) for c in changed)}) == 6
+    assert len({first, *(fingerprint(Arrays(c)) for c in changed)}) == 7
 
 
 def test_named_and_nested():

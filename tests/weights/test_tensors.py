@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from moon_jax.weights import tensors as tensors_module
 from moon_jax.weights.source import WeightsError
-from moon_jax.weights.tensors import Tensors, regular_file, unique_json
+from moon_jax.weights.tensors import Tensors, regular_file
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -406,9 +406,3 @@ def test_links_that_lead_nowhere(tmp_path):
     (tmp_path / "shards" / "model.safetensors.index.json").symlink_to(tmp_path / "index")
     with pytest.raises(WeightsError, match=r"model\.safetensors\.index\.json is a link that leads out"):
         open_folder(tmp_path / "shards")
-
-
-def test_json_with_one_key_twice():
-    assert unique_json('{"a": {"b": 1}, "c": [{"b": 2}, {"b": 3}]}') == {"a": {"b": 1}, "c": [{"b": 2}, {"b": 3}]}
-    with pytest.raises(ValueError, match="named twice: b, é"):
-        unique_json('{"a": {"b": 1, "é": 1, "x": 1, "\\u00e9": 2, "b": 2}}')

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from moon_jax.config import DataConfig
 from moon_jax.data.records import Box, DataError, ImageRef, well_formed
+from moon_jax.data.strict_json import unique_json
 
 T = TypeVar("T")
 NAMED_EXAMPLES = 5  # skipped records that the report names
@@ -100,10 +101,10 @@ def parse_line(line: bytes) -> dict[str, Any]:
         RecordError: not UTF-8, not JSON, or not an object.
     """
     try:
-        record = json.loads(line.decode("utf-8-sig"))
+        record = unique_json(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise RecordError("line", f"not UTF-8 at byte {error.start} (0x{line[error.start]:02x})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RecordError("line", f"not JSON ({error})") from error
     if not isinstance(record, dict):
         raise RecordError("line", f"a record is a JSON object, this is {short(record)}")
