@@ -1,6 +1,6 @@
 """The parity table: ours against transformers on random models, every number computed here and now by both.
 
-    python benchmarks/parity.py                       all rows: about 15 minutes on two cores
+    python benchmarks/parity.py                       all rows: minutes on two cores
     python benchmarks/parity.py --only=padded         rows and parts whose name holds this text
     python benchmarks/parity.py --markdown            the tables as Markdown
 
