@@ -21,6 +21,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from moon_jax.training.manifest import MANIFEST, CheckpointError, damage, read_manifest, write_manifest
+from moon_jax.weights.source import nested
 
 _RESERVED = (MANIFEST, f"{MANIFEST}.unfinished")
 _TEMPORARY = ".orbax-checkpoint-tmp"
@@ -126,7 +127,7 @@ class Checkpoints:
         self.wait()
         if jax.process_index() == 0:
             self._sweep(step)
-        self._orbax.save(self._path(step), args=ocp.args.PyTreeSave(_nest(leaves)), force=True)
+        self._orbax.save(self._path(step), args=ocp.args.PyTreeSave(nested(leaves)), force=True)
         self._sealing = self._sealer.submit(self._seal, step, body, assets)
 
     def wait(self) -> None:
@@ -211,7 +212,7 @@ class Checkpoints:
         manifest = self._manifest(step)
         wanted = _named_leaves(abstract_state)
         _check_leaves(wanted, manifest["leaves"], self._path(step), subset)
-        item = _nest(wanted)
+        item = nested(wanted)
         restore_args = jax.tree.map(
             lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, dtype=x.dtype, global_shape=x.shape), item
         )
@@ -270,17 +271,6 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
             raise CheckpointError(f"the key of a leaf must not contain '/': {keys}")
         named["/".join(keys)] = leaf
     return named
-
-
-def _nest(named: Mapping[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for name, leaf in named.items():
-        *folders, last = name.split("/")
-        node = nested
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[last] = leaf
-    return nested
 
 
 def _check_leaves(wanted: Mapping[str, Any], saved: Mapping[str, Any], path: epath.Path, subset: bool) -> None:
