@@ -32,6 +32,14 @@ def moon_data() -> pathlib.Path:
     return DATA
 
 
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Programs of tiny models run once or twice: less time is spent on their machine code."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("torch") and not HAS_TORCH:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 import tiny_hf
@@ -24,12 +23,7 @@ PIXELS = {"min_pixels": 6 * 6, "max_pixels": 30 * 30, "patch_size": 3, "merge_si
 OUTPUTS = ("embeddings.npy", "ids.json", "settings.json")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Programs of tiny models run once or twice: less time is spent on their machine code."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -27,12 +27,7 @@ PIXELS = {"min_pixels": 6 * 6, "max_pixels": 60 * 60, "patch_size": 3, "merge_si
 SIZES = [(40, 31), (59, 60), (12, 7), (90, 33), (6, 6), (200, 20)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Programs of tiny models run once or twice: less time is spent on their machine code."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

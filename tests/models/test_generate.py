@@ -27,11 +27,7 @@ MOE = MoEConfig(experts=8, top_k=2, capacity_factor=0.25, guided_capacity=0.01) 
 NEW, IMAGE = 8, 90
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def prompts():
