@@ -95,9 +95,9 @@ class ModelConfig:
     vision: VisionConfig = VisionConfig()
     text: TextConfig = TextConfig()
     attention: str = "causal"  # [ours] as in the generative model; or "bidirectional"
-    attention_impl: str = "xla"
+    attention_impl: str = "xla"  # "xla" | "splash" (TPU) | "triton", "cudnn" (GPU)
     dtype: str = "float32"
-    remat: bool = True
+    remat: str = "layer"  # "none" | "layer": recompute, but keep what dispatch brought over the mesh | "full": that too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +109,16 @@ class MoEConfig:
 
     experts: int = 8
     top_k: int = 2
-    strategy: str = "slots"
+    strategy: str = "slots"  # a key of STRATEGIES in moe/dispatch.py
+    placement: str = "spread"  # whole experts, N / expert axis a shard | "split": a slice of every expert on each shard
     capacity_factor: float = 0.0  # places of a general expert over its even share of tokens; 0 = dropless
     guided_capacity: float = 0.0  # places of a guided expert as a share of all tokens; 0 = dropless
     gate: str = "softmax_active"  # [ours] weights sum to 1; "softmax_all" is the paper's wording
     guided: str = "add"  # a category token visits the category expert too; "exclusive": only that one
     balance_loss: float = 0.0
     z_loss: float = 0.0
+    router_noise: float = 0.0  # deviation of the noise on the logits that choose the experts, in training
+    frozen_router_steps: int = 0  # the router does not learn before this step: experts that start as copies drift apart
     upcycle_noise: float = 0.0  # added to the experts copied from a dense FFN, relative to the weight's deviation
 
 

@@ -13,8 +13,10 @@ def problems_of(c: Config) -> list[str]:
     text, vision, moe, loss, data, train = c.model.text, c.model.vision, c.moe, c.loss, c.data, c.train
     choices = [
         ("model.attention", c.model.attention, ("causal", "bidirectional")),
-        ("model.attention_impl", c.model.attention_impl, ("xla",)),
+        ("model.attention_impl", c.model.attention_impl, ("xla", "splash", "triton", "cudnn")),
         ("model.dtype", c.model.dtype, ("float32", "bfloat16")),
+        ("model.remat", c.model.remat, ("none", "layer", "full")),
+        ("moe.placement", moe.placement, ("spread", "split")),
         ("moe.gate", moe.gate, ("softmax_active", "softmax_all")),
         ("moe.guided", moe.guided, ("add", "exclusive")),
         ("data.format", data.format, ("jsonl", "mbe", "catalogue")),
@@ -43,6 +45,7 @@ def problems_of(c: Config) -> list[str]:
         "loss.ring_warmup_steps": loss.ring_warmup_steps, "loss.group_size": loss.group_size,
         "moe.experts": moe.experts, "moe.capacity_factor": moe.capacity_factor,
         "moe.guided_capacity": moe.guided_capacity,
+        "moe.router_noise": moe.router_noise, "moe.frozen_router_steps": moe.frozen_router_steps,
         "data.workers": data.workers, "eval.every": c.eval.every,
         "data.crop_margin": data.crop_margin, "data.row_tokens": data.row_tokens, "data.rows": data.rows,
         "data.image_slots": data.image_slots, "moe.upcycle_noise": moe.upcycle_noise,

@@ -146,7 +146,7 @@ def _read_prompts(model: moon.Moon, batch: Mapping[str, Array]) -> tuple[Float[A
         return attention(q, k, v, segment_ids, causal=True, impl=text.config.attention_impl), (k, v)
 
     x = text.look_up(batch["tokens"], model.visual(batch), batch["image_slots"])
-    hidden, (_, cache) = text.run_layers(x, batch["positions"], batch["roles"], attend, remat=False)
+    hidden, (_, cache) = text.run_layers(x, batch["positions"], batch["roles"], attend, remat="none")
     return hidden, cache
 
 
@@ -173,5 +173,5 @@ def _next_hidden(text: TextModel, x: Float[Array, "r 1 d"], position: Int[Array,
 
     positions = jnp.broadcast_to(position[:, None], (3, len(x), 1))
     roles = jnp.full(x.shape[:2], int(Role.OTHER))
-    hidden, (_, cache) = text.run_layers(x, positions, roles, attend, (read, cache), remat=False)
+    hidden, (_, cache) = text.run_layers(x, positions, roles, attend, (read, cache), remat="none")
     return hidden, cache

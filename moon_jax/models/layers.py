@@ -39,7 +39,7 @@ def scan_layers(
     per_layer: Any,
     *,
     dtype: Any,
-    remat: bool,
+    remat: str,
 ) -> tuple[Array, Any]:
     """Returns (x after all layers, what `apply` returned beside it, stacked over layers).
 
@@ -52,7 +52,7 @@ def scan_layers(
         x: the residual stream.
         per_layer: tree of arrays with a leading layer axis, or None.
         dtype: compute dtype of the gathered weights.
-        remat: recompute a layer in the backward pass instead of keeping its activations.
+        remat: "layer" and "full" recompute a layer in the backward pass, "none" keeps its activations.
     """
     graphdef, state = nnx.split(layers)
 
@@ -60,7 +60,7 @@ def scan_layers(
         weights, extra = scanned
         return apply(nnx.merge(graphdef, gather_weights(weights, dtype)), x, extra)
 
-    return lax.scan(jax.checkpoint(body, prevent_cse=False) if remat else body, x, (state, per_layer))
+    return lax.scan(body if remat == "none" else jax.checkpoint(body, prevent_cse=False), x, (state, per_layer))
 
 
 def gathered(module: nnx.Module, dtype: Any) -> nnx.Module:

@@ -144,7 +144,7 @@ class TextModel(nnx.Module):
         attend: Callable[[Any, Array, Array, Array], tuple[Array, Any]],
         per_layer: Any = None,
         *,
-        remat: bool,
+        remat: str,
     ) -> tuple[Float[Array, "r s d"], tuple[Any, Any]]:
         """Returns the last hidden states, and (router statistics, what was kept), both stacked over layers.
 
@@ -154,7 +154,7 @@ class TextModel(nnx.Module):
             roles: `Role` of each token.
             attend: `Attend` with the layer's entry of `per_layer` before the queries.
             per_layer: tree of arrays with a leading layer axis, or None.
-            remat: recompute a layer in the backward pass.
+            remat: what is computed again in the backward pass (`ModelConfig.remat`).
         """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         angles, eps = text_angles(positions, config.text), config.text.rms_norm_eps

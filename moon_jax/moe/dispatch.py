@@ -116,3 +116,14 @@ def _capacity(total: int, config: MoEConfig) -> np.ndarray:
 
 
 STRATEGIES: dict[str, Strategy] = {"dense": dense, "slots": slots}
+
+
+def dispatch(
+    tokens: Float[Array, "t d"],
+    ids: Int[Array, "t routes"],
+    weights: Float[Array, "t routes"],
+    experts: Experts,
+    config: MoEConfig,
+) -> tuple[Float[Array, "t d"], Int[Array, ""]]:
+    """Returns what the strategy named by the config gives: (weighted sum over routes, dropped routes)."""
+    return STRATEGIES[config.strategy](tokens, ids, weights, experts, config)

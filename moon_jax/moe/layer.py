@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from moon_jax.config import MoEConfig, Role
-from moon_jax.moe.dispatch import STRATEGIES, Experts
+from moon_jax.moe.dispatch import Experts, dispatch
 from moon_jax.moe.routing import attribute_expert, general_experts, route
 from moon_jax.parallel.collectives import enter_tensor, leave_tensor
 from moon_jax.parallel.mesh import BATCH_AXES
@@ -52,7 +52,7 @@ class GuidedMoE(nnx.Module):
         )
         ids, weights = route(logits, roles, config)
         experts = Experts(self.gate[...], self.up[...], self.down[...])
-        out, dropped = STRATEGIES[config.strategy](enter_tensor(tokens), ids, enter_tensor(weights), experts, config)
+        out, dropped = dispatch(enter_tensor(tokens), ids, enter_tensor(weights), experts, config)
         out = leave_tensor(out).astype(x.dtype).reshape(x.shape)
         return out, _stats(logits, ids, roles, dropped, config)
 

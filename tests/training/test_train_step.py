@@ -225,18 +225,18 @@ def test_bfloat16_is_near_float32():
 
 
 def test_remat_changes_nothing():
-    assert_same_step(step_on(config_of(model__remat=False), ONE).run(batch())[0], on_one_device()[0])
+    assert_same_step(step_on(config_of(model__remat="none"), ONE).run(batch())[0], on_one_device()[0])
 
 
 def test_the_dense_ffn_without_a_ring():
     """experts = 0 and k = 0, sharded and with remat, against one device without remat; negatives within groups of 4."""
     dense = {"moe__experts": 0, "loss__ring_batches": 0, "loss__group_size": 4}
     result = step_on(config_of(**dense), (1, 2, 2, 2)).run(batch(), steps=2)[1]
-    expected = step_on(config_of(model__remat=False, **dense), ONE).run(batch(), steps=2)[1]
+    expected = step_on(config_of(model__remat="none", **dense), ONE).run(batch(), steps=2)[1]
     assert result.ring is None
     assert result.loss == pytest.approx(expected.loss, rel=3e-4)
     first, want = (step_on(config_of(**d), s).run(batch())[0] for d, s in (
-        (dense, (1, 2, 2, 2)), ({"model__remat": False, **dense}, ONE)))  # fmt: skip
+        (dense, (1, 2, 2, 2)), ({"model__remat": "none", **dense}, ONE)))  # fmt: skip
     assert_same_step(first, want)
     assert not any(name.startswith("router") for name in first.metrics)
     assert float(first.metrics["possible_negatives"]) == 7

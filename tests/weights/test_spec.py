@@ -18,7 +18,7 @@ def test_a_spec_survives_json_and_keeps_nothing_of_a_run():
     assert parse(json.loads(json.dumps(describe(SPEC))), "x") == SPEC
     run = dataclasses.replace(
         SPEC,
-        model=dataclasses.replace(SPEC.model, path="/somewhere", remat=False),
+        model=dataclasses.replace(SPEC.model, path="/somewhere", remat="none"),
         moe=dataclasses.replace(SPEC.moe, capacity_factor=2.0),
         data=dataclasses.replace(SPEC.data, path="/data", augment=True),
     )
