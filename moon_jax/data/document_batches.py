@@ -11,7 +11,8 @@ from moon_jax.config import Config
 from moon_jax.data import buckets, images
 from moon_jax.data.buckets import Bucket, Need
 from moon_jax.data.documents import Document, EncodedDocument, encode
-from moon_jax.data.images import ImageError, Picture
+from moon_jax.data.patches import Picture, blank
+from moon_jax.data.picture_files import ImageError
 from moon_jax.data.packing import PackingError, pack_shards
 from moon_jax.data.pipeline import Batch, Tally
 from moon_jax.data.records import DataError
@@ -86,10 +87,13 @@ class DocumentBatches:
         else:
             loaded = {number: self._load(number) for number in numbers}
         for number, (document, broken) in loaded.items():
-            tally.add(document)
             tally.broken += broken
             if document is NOTHING:
-                left_out[number] = "; ".join(broken)
+                left_out[number] = "; ".join(skipped.message for skipped in broken)
+            elif broken:
+                tally.add(document, (), data)
+            else:
+                tally.add(document, self.documents[number].images, data)
         arrays = self._pack([[loaded[number][0] for number in shard] for shard in own], bucket, batch)
         info = {
             "broken_pictures": len(tally.broken),
@@ -111,7 +115,7 @@ class DocumentBatches:
         pixels = np.zeros((0, vision.patch_dim), np.float32)
         pictures = [Picture(pixels, grid, role) for grid, role in grids]
         if document.images and not pictures and not document.segments:
-            pictures = [images.blank(data, vision)]
+            pictures = [blank(data, vision)]
         try:
             return encode(document, self.tokenizer, pictures, data, vision)
         except DataError as error:
@@ -133,7 +137,7 @@ class DocumentBatches:
         if broken and self._whole:
             return NOTHING, broken
         if document.images and not loaded and not document.segments:
-            loaded = [images.blank(data, vision)]
+            loaded = [blank(data, vision)]
         if [(p.grid, p.role) for p in loaded] == [(p.grid, p.role) for p in sketch.pictures]:
             return dataclasses.replace(sketch, pictures=tuple(loaded)), broken
         return encode(document, self.tokenizer, loaded, data, vision), broken

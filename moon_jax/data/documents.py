@@ -11,6 +11,7 @@ from jaxtyping import Float32, Int32
 
 from moon_jax.config import DataConfig, PromptConfig, Role, VisionConfig
 from moon_jax.data.grids import max_picture_tokens
+from moon_jax.data.policy import CHARACTERS_PER_TOKEN, shown
 from moon_jax.data.records import DataError, ImageRef, Product, Query
 from moon_jax.data.tokenizer import Tokenizer
 
@@ -74,7 +75,7 @@ def query_document(query: Query, modality: str) -> Document:
         DataError: the query lacks that picture or text.
     """
     if not has_modality(query, modality):
-        raise DataError(f"the query ({query.text!r}, {query.image}) cannot be asked by {modality!r}")
+        raise DataError(f"the query ({shown(query.text)!r}, {query.image}) cannot be asked by {modality!r}")
     images = (query.image,) if query.image is not None and modality != "text" else ()
     return Document(images, segments((Role.TITLE, query.text if modality != "image" else "")), "query")
 
@@ -103,7 +104,7 @@ def item_document(
     document = Document(product.images[: config.images_per_item] if images else (), texts)
     if not document.images and not document.segments:
         asked = [name for name, given in (("aspects", aspects), ("title", title), ("images", images)) if given]
-        raise DataError(f"the product {product.id!r} has nothing to embed of {', '.join(asked) or 'nothing'}")
+        raise DataError(f"the product {shown(product.id)!r} has nothing to embed of {', '.join(asked) or 'nothing'}")
     return document
 
 
@@ -188,9 +189,10 @@ def encode(
             raise DataError(f"a text has the role {segment.role!r}; it must be TITLE, CATEGORY or ATTRIBUTE")
         if number:
             add_template(prompt.separator, "separator")
-        text = tokenizer.encode(segment.text)
-        limit = len(text) if document.kind == "plain" else limits[segment.role]
-        cut += len(text) > limit
+        limit = None if document.kind == "plain" else limits[segment.role]
+        read = None if limit is None else limit * CHARACTERS_PER_TOKEN  # tokenising a million would take seconds
+        text = tokenizer.encode(segment.text[:read])
+        cut += len(text) > len(text[:limit]) or len(segment.text) > len(segment.text[:read])
         add(text[:limit], segment.role)
     add_template(prompt.suffix, "suffix")
     if not ids:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from moon_jax.config import DataConfig, Role
 from moon_jax.data.documents import KINDS, Document, attribute_text, category_text, segments
+from moon_jax.data.policy import is_number
 from moon_jax.data.records import DataError, ImageRef
 from moon_jax.data.sources import lines
 from moon_jax.data.sources.lines import RecordError
@@ -194,6 +195,8 @@ class _Fields:
         field, path = f"{key}[{number}]", os.fspath(image) if isinstance(image, os.PathLike) else image
         if not isinstance(path, str) or not path.strip():
             raise RecordError(field, f"must be a path, a Pillow image or the bytes of a file, is {lines.short(image)}")
+        if lines.is_url(path.strip()):
+            raise RecordError(field, f"is a URL ({lines.short(path)}); download the picture and name the file here")
         return lines.image(path, None, self._folder, field)
 
 
@@ -224,5 +227,5 @@ def _attributes(value: Any, key: str) -> str:
 
 
 def _values(given: Any, key: str) -> list[str]:
-    texts = (str(v) if lines.is_number(v) else lines.text(v, key) for v in _several(given))
+    texts = (str(v) if is_number(v) else lines.text(v, key) for v in _several(given))
     return [text for text in texts if text]

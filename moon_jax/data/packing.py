@@ -6,7 +6,7 @@ fields are described at `pack`; a batch on the host stacks the shards on a leadi
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -127,6 +127,18 @@ def pack_shards(
     for number, documents in enumerate(groups):
         _fill({name: array[number] for name, array in arrays.items()}, documents, shape, vision)
     return arrays
+
+
+def add_rows(arrays: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+    """Returns packed shards with empty rows at the end, `rows` in all, as `pack_shards` gives them for that shape."""
+    missing = rows - arrays["tokens"].shape[1]
+    padding = {"tokens": 0, "segment_ids": 0, "positions": 0, "roles": 0, "image_slots": -1, "document_of_segment": -1}
+    out = dict(arrays)
+    for name, value in padding.items() if missing else ():
+        widths = [(0, 0)] * arrays[name].ndim
+        widths[2 if name == "positions" else 1] = (0, missing)
+        out[name] = np.pad(arrays[name], widths, constant_values=value)
+    return out
 
 
 def _fill(

@@ -4,8 +4,9 @@
 """
 
 import dataclasses
+import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -21,12 +22,14 @@ from moon_jax.data.documents import (
     item_document,
     query_document,
 )
-from moon_jax.data.packing import BatchShape, Bound, PackingError, document_bound, pack_shards, plan_shape
-from moon_jax.data.records import DataError, Dataset
+from moon_jax.data.packing import BatchShape, Bound, PackingError, add_rows, document_bound, pack_shards, plan_shape
+from moon_jax.data.policy import NAMED_WARNINGS, Ledger, Skipped, shown
+from moon_jax.data.records import DataError, Dataset, ImageRef
 from moon_jax.data.sampling import Row, Sampler, balanced, quotas
 from moon_jax.data.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
+HOST_COUNTS = ("triplets", "skipped_triplets", "cut_texts", "missing_boxes", "unused_boxes")  # of the host's own shards
 SKIP_GRACE = 1000  # triplets of which max_skipped_share may be broken before the share of fewer ones is judged
 
 
@@ -36,7 +39,7 @@ class Batch:
 
     arrays: dict[str, np.ndarray]  # leading axis: the host's shards; the fields are described at packing.pack
     info: dict[str, int]
-    broken: tuple[str, ...] = ()  # what was skipped and why
+    broken: tuple[Skipped, ...] = ()
     left_out: Mapping[int, str] = dataclasses.field(default_factory=dict)  # documents without a vector, and why
 
 
@@ -46,13 +49,15 @@ class Tally:
 
     cut_texts: int = 0
     missing_boxes: int = 0  # pictures without a core crop
-    broken: list[str] = dataclasses.field(default_factory=list)
+    unused_boxes: list[Skipped] = dataclasses.field(default_factory=list)
+    broken: list[Skipped] = dataclasses.field(default_factory=list)
 
-    def add(self, document: EncodedDocument) -> EncodedDocument:
-        """Returns the document, counted."""
+    def add(self, document: EncodedDocument, refs: Sequence[ImageRef], data: DataConfig) -> EncodedDocument:
+        """Returns the document, counted; `refs` are the images that its pictures were made of."""
         roles = [picture.role for picture in document.pictures]
         self.cut_texts += document.cut_texts
         self.missing_boxes += roles.count(Role.IMAGE) - roles.count(Role.CORE)
+        self.unused_boxes += images.unused_boxes(refs, document.pictures, data)
         return document
 
 
@@ -139,38 +144,40 @@ class TrainBatches:
             "skipped_triplets": len(tally.broken),
             "cut_texts": tally.cut_texts,
             "missing_boxes": tally.missing_boxes,
+            "unused_boxes": len(tally.unused_boxes),
         }
-        return Batch(arrays, info, tuple(tally.broken))
+        return Batch(arrays, info, (*tally.broken, *tally.unused_boxes))
 
     def _pack(self, documents: Sequence[Sequence[EncodedDocument]]) -> dict[str, np.ndarray]:
-        """Returns the packed shards, in the worst-case shape where they do not fit into the usual one.
-
-        Hosts cannot agree on that without talking, so that only a host that has all the shards may choose.
-        """
+        """Returns the packed shards, with the rows of the worst case where they do not fit into the usual ones."""
         vision = self.config.model.vision
         try:
             return pack_shards(documents, self.shape, vision)
         except PackingError:
-            if len(self.host_shards) * self.triplets < self.config.train.batch_size:
-                raise
             return pack_shards(documents, self.largest, vision)
+
+    def agree(self, arrays: dict[str, np.ndarray], most: Callable[[int], int]) -> dict[str, np.ndarray]:
+        """Returns a batch with as many rows as the host with the most has: all hosts run the same program.
+
+        Args:
+            arrays: of `self[step]`.
+            most: the largest of the numbers that the hosts give; asked only where hosts can differ.
+        """
+        if self.shape == self.largest:
+            return arrays
+        return add_rows(arrays, most(arrays["tokens"].shape[1]))
 
     def _load(self, step: int, index: int, row: Row, tally: Tally) -> tuple[Row, list[EncodedDocument]]:
         """Returns the row's three documents; if a picture is broken and that may be skipped, those of a spare row."""
-        try:
-            return row, self._encode(step, index, row, tally)
-        except DataError as error:  # a picture that cannot be read, or a listing with nothing to embed
-            if self.config.data.on_error != "skip":
-                raise DataError(
-                    f"triplet {row.triplet.id}: {error} (config.data.on_error='skip' leaves it out)"
-                ) from error
-            tally.broken.append(f"triplet {row.triplet.id}: {error}")
-        for spare in self.sampler.spares(step, index, row.modality):
+        for tried in itertools.chain((row,), self.sampler.spares(step, index, row.modality)):
             try:
-                return spare, self._encode(step, index, spare, tally)
-            except DataError as error:
-                tally.broken.append(f"triplet {spare.triplet.id}: {error}")
-        raise DataError("no triplet could be read in the place of a broken one; the last: " + tally.broken[-1])
+                return tried, self._encode(step, index, tried, tally)
+            except DataError as error:  # a picture that cannot be read, or a listing with nothing to embed
+                message = f"triplet {shown(tried.triplet.id)}: {error}"
+                if self.config.data.on_error != "skip":
+                    raise DataError(f"{message} (config.data.on_error='skip' leaves it out)") from error
+                tally.broken.append(Skipped(error.reason, message))
+        raise DataError(f"no triplet could be read in the place of a broken one; the last: {message}")
 
     def _encode(self, step: int, index: int, row: Row, tally: Tally) -> list[EncodedDocument]:
         data, vision = self.config.data, self.config.model.vision
@@ -183,7 +190,7 @@ class TrainBatches:
         keys = [self.sampler.augment_key(step, index, part) if data.augment else None for part in range(3)]
         loaded = [images.pictures(d, data, vision, key) for d, key in zip(documents, keys, strict=True)]
         encoded = [encode(d, self.tokenizer, p, data, vision) for d, p in zip(documents, loaded, strict=True)]
-        return [tally.add(document) for document in encoded]
+        return [tally.add(e, d.images, data) for e, d in zip(encoded, documents, strict=True)]
 
 
 @runtime_checkable
@@ -241,23 +248,23 @@ def stream(
         dataset = source.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)).mp_prefetch(ahead)
     else:
         dataset = source.to_iter_dataset(grain.ReadOptions(num_threads=prefetch, prefetch_buffer_size=prefetch))
-    share, seen, skipped, named = batches.config.data.max_skipped_share, 0, 0, set()
+    ledger, seen, named = Ledger("triplets that this process read", batches.config.data), 0, set()
     iterator = iter(dataset)
     try:
         for step, item in enumerate(iterator, start=start_step):
             if "error" in item:
                 raise item["error"]
             batch = Batch(**item)
-            for message in set(batch.broken) - named:
-                _LOG.warning("skipped: %s", message)
-            named.update(batch.broken)
-            skipped += batch.info.get("skipped_triplets", 0)
             seen += batch.info.get("triplets", 0)
-            if skipped > share * max(seen, SKIP_GRACE):
-                raise DataError(
-                    f"{skipped} of {seen} triplets were broken, more than config.data.max_skipped_share {share}; "
-                    f"the last: {batch.broken[-1]}"
-                )
+            for skipped in batch.broken:
+                ledger.add(skipped)
+                if skipped not in named and len(named) < NAMED_WARNINGS:
+                    named.add(skipped)
+                    _LOG.warning("skipped: %s", skipped.message)
+                    if len(named) == NAMED_WARNINGS:
+                        _LOG.warning("what else is skipped is only counted (skipped_triplets in metrics.jsonl)")
+            if "triplets" in batch.info:
+                ledger.check(seen, SKIP_GRACE)
             yield step, batch
     finally:
         iterator.close()

@@ -11,7 +11,7 @@ from jaxtyping import Int32
 from moon_jax.config import Role, VisionConfig
 from moon_jax.data import slots
 from moon_jax.data.documents import EncodedDocument
-from moon_jax.data.images import Picture
+from moon_jax.data.patches import Picture
 from moon_jax.data.packing import BatchShape, pack
 from moon_jax.data.records import DataError
 from moon_jax.data.tokenizer import Tokenizer, TokenizerError

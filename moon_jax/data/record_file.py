@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from moon_jax.data.documents import Document
+from moon_jax.data import policy
 from moon_jax.data.embed_records import Reader, listed, name_of
 from moon_jax.data.records import DataError
 from moon_jax.data.sources import lines
@@ -151,4 +152,4 @@ def _id(line: bytes) -> str | int | None:
         given = lines.parse_line(line).get("id")
     except lines.RecordError:
         return None
-    return lines.well_formed(given) if isinstance(given, str) else given if type(given) is int else None
+    return policy.well_formed(given) if isinstance(given, str) else given if type(given) is int else None

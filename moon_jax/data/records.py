@@ -5,23 +5,40 @@ import functools
 import hashlib
 import unicodedata
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the upright source picture
-ImageSource = str | bytes | Image.Image  # a path; what an encoder is given may also be in memory, encoded or not
+
+
+@runtime_checkable
+class StoredImage(Protocol):
+    """A picture inside a larger file, read when it is needed: a cell of a table, a record of a store.
+
+    It is hashable and can be pickled, and as a text it says where the picture is, for errors.
+    """
+
+    def read(self) -> bytes:
+        """Returns the picture as the bytes of a file; any exception means that it cannot be read."""
+        ...
+
+
+# A path, or a place in a larger file; what an encoder is given may also be in memory, encoded or not.
+ImageSource = str | bytes | Image.Image | StoredImage
 
 
 class DataError(ValueError):
     """Data that cannot be used; the message names the file and line, and what to change."""
+
+    reason = "record that cannot be used"  # in reports, the same for all errors of a kind
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageRef:
     """A picture and, where it is known, the box of the product in it (the core crop, paper 3.1)."""
 
-    path: ImageSource  # of a file, absolute: whether it is there is not checked before it is loaded
+    path: ImageSource  # of a file, absolute, or a place in one: whether it is there is not checked before it is loaded
     box: Box | None = None
 
 
@@ -56,6 +73,7 @@ class Triplet:
     positive: Product
     negative: Product | None
     part: str
+    relevant: frozenset[str] = frozenset()  # ids of all listings that answer it, where that is not the positive alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,19 +132,6 @@ def identity(title: str, image: str) -> str:
     """
     title = " ".join(unicodedata.normalize("NFKC", title).casefold().split())
     return hashlib.sha256(f"{title}\0{image}".encode()).hexdigest()[:32]
-
-
-def well_formed(text: str) -> str:
-    r"""Returns the text with surrogate pairs joined and every lone surrogate replaced by U+FFFD.
-
-    JSON can hold "\ud800", which no UTF-8 file, log or tokenizer can; all other characters (NUL, right-to-left marks)
-    are left as they are.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def fill(known: Product, other: Product) -> Product:

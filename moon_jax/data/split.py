@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from moon_jax.config import DataConfig
-from moon_jax.data.records import DataError, Dataset, Product, Query, Triplet
+from moon_jax.data.records import Dataset, Product, Query, Triplet
 
 
 class Row(NamedTuple):
@@ -19,6 +19,7 @@ class Row(NamedTuple):
     query: Query
     positive: str
     negative: str | None
+    relevant: frozenset[str] = frozenset()  # see Triplet
 
 
 def _hash(text: str) -> int:
@@ -60,13 +61,9 @@ def assemble(
     A product is unseen if the hash of its id falls into `config.unseen_share`. Training gets the rows of train files
     with a seen positive; where the negative is unseen, another seen product takes its place: one that shares the
     deepest possible category with the positive, within the part. `seen` gets the rows of test files with a seen
-    positive, `unseen` the rows of both kinds of file with an unseen one. The order of the rows is kept.
-
-    Raises:
-        DataError: there is not a single triplet.
+    positive, `unseen` the rows of both kinds of file with an unseen one. The order of the rows is kept. A catalogue has
+    products and no rows: `moon_jax.data.sources.read` refuses it where triplets are asked for.
     """
-    if not rows:
-        raise DataError(f"{config.path}: no record has a product (a positive), so there is nothing to learn or to find")
     products = dict(sorted(products.items()))
     unseen_ids = {product_id for product_id in products if is_unseen(product_id, config.unseen_share)}
     substitutes = _Substitutes(p for p in products.values() if p.id not in unseen_ids)
@@ -79,7 +76,8 @@ def assemble(
             negative = substitutes.find(row, positive)
             replaced += negative is not None
             dropped += negative is None
-        split.append(Triplet(row.id, row.query, positive, None if negative is None else products[negative], row.part))
+        negative = None if negative is None else products[negative]
+        split.append(Triplet(row.id, row.query, positive, negative, row.part, row.relevant))
     trained = {triplet.positive.id for triplet in train}
     pictures = [image for product in products.values() for image in product.images]
     report = report | {

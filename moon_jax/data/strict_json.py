@@ -7,14 +7,15 @@ from typing import Any
 
 def unique_json(text: str | bytes) -> Any:
     """Returns the value of a JSON text; ValueError if it is none or if an object has one key twice."""
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = [key for key, count in collections.Counter(key for key, _ in items).items() if count > 1]
-        if twice:
-            raise ValueError(f"named twice: {', '.join(twice)}")
-        return dict(items)
-
     try:
-        return json.loads(text, object_pairs_hook=pairs)
+        return json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _object(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(items)
+    if len(found) < len(items):
+        counts = collections.Counter(key for key, _ in items)
+        raise ValueError(f"named twice: {', '.join(key for key, count in counts.items() if count > 1)}")
+    return found

@@ -11,7 +11,8 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from moon_jax.config import DataConfig, Role, VisionConfig
-from moon_jax.data import grids, images
+from moon_jax.data import grids, images, picture_files, views
+from moon_jax.data.patches import patchify
 from moon_jax.data.documents import Document
 from moon_jax.data.records import ImageRef
 
@@ -39,26 +40,26 @@ SIZES = [(1, 1), (13, 17), (28, 28), (56, 56), (61, 200), (224, 224), (300, 211)
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_patches_equal_transformers(processor, height, width):
     image = Image.fromarray(noise(height, width))
-    assert_equal_to(processor, images.patchify(image, VISION, LOW, HIGH), image)
+    assert_equal_to(processor, patchify(image, VISION, LOW, HIGH), image)
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_picture_equals_transformers_on_what_it_shows(processor, tmp_path, name):
     content, shown = KINDS[name]()
     (tmp_path / name).write_bytes(content)
-    loaded = images.load(str(tmp_path / name))
+    loaded = picture_files.load(str(tmp_path / name))
     assert loaded.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(loaded), shown)
-    assert_equal_to(processor, images.patchify(loaded, VISION, LOW, HIGH), Image.fromarray(shown))
+    assert_equal_to(processor, patchify(loaded, VISION, LOW, HIGH), Image.fromarray(shown))
 
 
 def test_the_patches_of_large_pictures_are_whole(processor):
     """More lines of blocks than are made at a time, and a last part that is smaller."""
     large = Qwen2VLImageProcessorPil(min_pixels=LOW, max_pixels=10**6)
     image = Image.fromarray(noise(7 * 28, 13 * 28))
-    assert_equal_to(large, images.patchify(image, VISION, LOW, 10**6), image)
+    assert_equal_to(large, patchify(image, VISION, LOW, 10**6), image)
     image = Image.fromarray(noise(1000, 300))
-    assert_equal_to(large, images.patchify(image, VISION, LOW, 10**6), image)
+    assert_equal_to(large, patchify(image, VISION, LOW, 10**6), image)
 
 
 DAMAGED_EXIF = {
@@ -74,7 +75,7 @@ DAMAGED_EXIF = {
 @pytest.mark.parametrize("name", DAMAGED_EXIF)
 def test_damaged_notes_do_not_lose_the_picture(tmp_path, name):
     Image.fromarray(noise(40, 60)).save(tmp_path / "photo.png", exif=DAMAGED_EXIF[name])
-    np.testing.assert_array_equal(np.asarray(images.load(str(tmp_path / "photo.png"))), noise(40, 60))
+    np.testing.assert_array_equal(np.asarray(picture_files.load(str(tmp_path / "photo.png"))), noise(40, 60))
 
 
 def jpeg(size=(200, 200)):
@@ -109,24 +110,24 @@ HOSTILE = {
 def test_hostile_files_are_refused_by_name(tmp_path, name):
     content, message = HOSTILE[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(images.ImageError, match=message) as error:
-        images.load(str(tmp_path / name))
+    with pytest.raises(picture_files.ImageError, match=message) as error:
+        picture_files.load(str(tmp_path / name))
     assert name in str(error.value)
 
 
 def test_missing_files_and_folders_are_refused_by_name(tmp_path):
-    with pytest.raises(images.ImageError, match=r"nothing\.jpg: no such picture"):
-        images.load(str(tmp_path / "nothing.jpg"))
-    with pytest.raises(images.ImageError, match="cannot be read"):
-        images.load(str(tmp_path))
+    with pytest.raises(picture_files.ImageError, match=r"nothing\.jpg: no such picture"):
+        picture_files.load(str(tmp_path / "nothing.jpg"))
+    with pytest.raises(picture_files.ImageError, match="cannot be read"):
+        picture_files.load(str(tmp_path))
 
 
 def test_crop_takes_the_box_with_its_margin_inside_the_picture():
     image = Image.fromarray(noise(100, 80))
     pixels = np.asarray(image)
-    np.testing.assert_array_equal(images.crop(image, (10.0, 20.0, 50.0, 60.0), 0.0), pixels[20:60, 10:50])
-    np.testing.assert_array_equal(images.crop(image, (10.0, 20.0, 50.0, 60.0), 0.1), pixels[16:64, 6:54])
-    np.testing.assert_array_equal(images.crop(image, (-30.0, 50.0, 40.0, 900.0), 0.0), pixels[50:, :40])
+    np.testing.assert_array_equal(views.crop(image, (10.0, 20.0, 50.0, 60.0), 0.0), pixels[20:60, 10:50])
+    np.testing.assert_array_equal(views.crop(image, (10.0, 20.0, 50.0, 60.0), 0.1), pixels[16:64, 6:54])
+    np.testing.assert_array_equal(views.crop(image, (-30.0, 50.0, 40.0, 900.0), 0.0), pixels[50:, :40])
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_crop_takes_the_box_with_its_margin_inside_the_picture():
     ],
 )  # fmt: skip
 def test_degenerate_boxes_give_no_crop(box):
-    assert images.crop(Image.fromarray(noise(100, 80)), box, 0.05) is None
+    assert views.crop(Image.fromarray(noise(100, 80)), box, 0.05) is None
 
 
 def test_pictures_are_originals_followed_by_their_crops(tmp_path):
@@ -149,7 +150,7 @@ def test_pictures_are_originals_followed_by_their_crops(tmp_path):
     out = images.pictures(Document(refs), data, VISION)
     assert [p.role for p in out] == [Role.IMAGE, Role.CORE, Role.IMAGE, Role.IMAGE]
     with Image.open(a) as image:
-        expected = images.patchify(image.crop((30, 20, 100, 90)), VISION, LOW, HIGH)
+        expected = patchify(image.crop((30, 20, 100, 90)), VISION, LOW, HIGH)
     np.testing.assert_array_equal(out[1].patches, expected.patches)
     plain = images.pictures(Document(refs), DataConfig(max_pixels=HIGH, crop=False), VISION)
     assert [p.role for p in plain] == [Role.IMAGE] * 3
@@ -161,12 +162,12 @@ def test_strips_are_padded_with_white_to_the_longest_aspect(tmp_path):
     (strip,) = images.pictures(Document((ImageRef(str(tmp_path / "strip.png")),)), data, VISION)
     assert strip.grid[1] <= 16 * (strip.grid[0] + 2)
     assert strip.patches.shape[0] // 4 <= grids.max_picture_tokens(data, VISION)
-    padded = np.asarray(images.pad_to_aspect(Image.new("RGB", (3000, 9), (255, 0, 0)), 16.0))
+    padded = np.asarray(views.pad_to_aspect(Image.new("RGB", (3000, 9), (255, 0, 0)), 16.0))
     assert padded.shape == (188, 3000, 3)
     assert (padded[(188 - 9) // 2 : (188 - 9) // 2 + 9] == (255, 0, 0)).all()
     assert (padded[0] == 255).all()
     image = Image.new("RGB", (160, 10))
-    assert images.pad_to_aspect(image, 16.0) is image
+    assert views.pad_to_aspect(image, 16.0) is image
 
 
 def test_augmented_views_hold_the_box_and_repeat_by_key():
@@ -176,8 +177,8 @@ def test_augmented_views_hold_the_box_and_repeat_by_key():
     image, box = Image.fromarray(pixels), (20.0, 30.0, 55.0, 80.0)
     views = set()
     for key in range(60):
-        view, moved = images.augment(image, box, (7, key))
-        again, moved_again = images.augment(image, box, (7, key))
+        view, moved = views.augment(image, box, (7, key))
+        again, moved_again = views.augment(image, box, (7, key))
         np.testing.assert_array_equal(view, again)
         assert moved == moved_again
         x1, y1, x2, y2 = moved
@@ -188,6 +189,6 @@ def test_augmented_views_hold_the_box_and_repeat_by_key():
         views.add((view.size, moved))
     assert len(views) > 30
     for strange in [None, (-50.0, -9.0, 999.0, 999.0), (float("nan"), 0.0, 5.0, 5.0), (80.0, 80.0, 10.0, 10.0)]:
-        view, moved = images.augment(image, strange, (1, 2))
+        view, moved = views.augment(image, strange, (1, 2))
         assert min(view.size) >= 2
         assert (moved is None) == (strange is None)

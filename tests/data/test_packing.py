@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from moon_jax.config import DataConfig, Role, VisionConfig
-from moon_jax.data import grids, images, packing, positions, slots
+from moon_jax.data import grids, packing, positions, slots
+from moon_jax.data.patches import Picture
 from moon_jax.data.documents import EncodedDocument
 
 VISION = VisionConfig(patch_size=2, window_size=16)  # windows of 4 x 4 units, 64 patches
@@ -15,7 +16,7 @@ DATA = DataConfig(min_pixels=4 * 16, max_pixels=30 * 16, title_tokens=12, catego
 
 def picture(rng, grid, role=Role.IMAGE):
     n = grid[0] * grid[1]
-    return images.Picture(rng.standard_normal((n, VISION.patch_dim), dtype=np.float32), grid, role)
+    return Picture(rng.standard_normal((n, VISION.patch_dim), dtype=np.float32), grid, role)
 
 
 def document(rng, grids_=(), text=5):

@@ -161,9 +161,26 @@ def test_a_batch_that_needs_more_than_its_share_of_rows_takes_the_worst_case_sha
     whole, tight = (make(dataset, tokens, with_data(row_share=share)) for share in (1.0, 0.01))
     assert tight.shape.rows == 1 < tight.largest.rows == whole.shape.rows
     assert_same(tight[0].arrays, whole[0].arrays)
-    several_hosts = make(dataset, tokens, with_data(row_share=0.01), shards=2, hosts=range(1))
-    with pytest.raises(packing.PackingError, match=r"config\.data\.rows"):  # hosts cannot agree on a shape
-        several_hosts[0]
+
+
+def test_hosts_whose_batches_need_different_rows_agree_on_the_worst_case(dataset, tokens):
+    """Over 24 steps some hosts are above a tight share and some are not; none knows of the other's documents."""
+    whole = make(dataset, tokens, shards=2)
+    needed = [[int((rows.any(axis=-1)).sum()) for rows in whole[step].arrays["segment_ids"]] for step in range(24)]
+    share = (min(map(min, needed)) + max(map(max, needed))) // 2 / whole.shape.rows
+    hosts = [make(dataset, tokens, with_data(row_share=share), shards=2, hosts=range(g, g + 1)) for g in range(2)]
+    seen = set()
+    for step in range(24):
+        own = [host[step].arrays for host in hosts]
+        rows = [arrays["tokens"].shape[1] for arrays in own]
+        seen.add(tuple(rows))
+        agreed = [host.agree(arrays, lambda _, rows=rows: max(rows)) for host, arrays in zip(hosts, own, strict=True)]
+        joined = {name: np.concatenate([arrays[name] for arrays in agreed]) for name in agreed[0]}
+        expected = {name: array[:, : max(rows)] for name, array in whole[step].arrays.items()}
+        expected["positions"] = whole[step].arrays["positions"][:, :, : max(rows)]
+        per_row = ("tokens", "segment_ids", "positions", "roles", "image_slots", "document_of_segment")
+        assert_same(joined, whole[step].arrays | {name: expected[name] for name in per_row})
+    assert len({rows for rows in seen if len(set(rows)) == 2}) == 2, f"the data show no difference of hosts: {seen}"
 
 
 @pytest.fixture

@@ -57,3 +57,57 @@ def find(config: DataConfig, ending: str) -> Found:
         )
     selected = sorted((f for f in found if not config.parts or f.part in config.parts), key=lambda f: (f.part, f.path))
     return Found(folder, tuple(selected), parts)
+
+
+def image_folder(config: DataConfig, folder: pathlib.Path) -> pathlib.Path:
+    """Returns where relative paths of pictures start: config.data.image_folder, else the folder of the records.
+
+    Raises:
+        DataError: config.data.image_folder is no folder.
+    """
+    if not config.image_folder:
+        return folder
+    path = pathlib.Path(config.image_folder).expanduser().resolve()
+    if not path.is_dir():
+        raise DataError(f"config.data.image_folder: {config.image_folder!r} is no folder")
+    return path
+
+
+def image_root(config: DataConfig) -> pathlib.Path:
+    """Returns the `image_folder` of the data set at config.data.path, which need not have been read."""
+    path = pathlib.Path(config.path).expanduser().resolve()
+    return image_folder(config, path if path.is_dir() else path.parent)
+
+
+def matching(config: DataConfig, pattern: str, what: str) -> tuple[pathlib.Path, list[pathlib.Path]]:
+    """Returns (folder, files) for formats with names of their own: the file at config.data.path, or those of a folder.
+
+    Args:
+        config: `path`.
+        pattern: of the names, relative to the folder, as `pathlib.Path.glob` takes it.
+        what: the format looks for, for the error.
+
+    Raises:
+        DataError: there is nothing; the message lists what is.
+    """
+    path = pathlib.Path(config.path).expanduser().resolve()
+    if not config.path or not path.exists():
+        raise DataError(f"config.data.path: {config.path!r} does not exist")
+    if path.is_file():
+        return path.parent, [path]
+    found = sorted(p for p in path.glob(pattern) if p.is_file())
+    if not found:
+        there = ", ".join(sorted(p.name for p in path.iterdir())[:20])
+        raise DataError(f"{path}: no {what}; the folder holds {there or 'no files'}")
+    return path, found
+
+
+def only_part(config: DataConfig, folder: pathlib.Path) -> str:
+    """Returns the name of the part of a format that has one: what config.data.parts says, else the folder's name.
+
+    Raises:
+        DataError: several parts are asked for.
+    """
+    if len(config.parts) > 1:
+        raise DataError(f"config.data.parts: the format {config.format!r} has one part, not {', '.join(config.parts)}")
+    return config.parts[0] if config.parts else folder.name

@@ -12,6 +12,7 @@ import pathlib
 from typing import Any
 
 from moon_jax.config import DataConfig
+from moon_jax.data.policy import is_number
 from moon_jax.data.records import Dataset, ImageRef, Product, Query, fill, identity
 from moon_jax.data.sources import files, lines
 from moon_jax.data.sources.lines import Reading, RecordError
@@ -20,7 +21,7 @@ from moon_jax.data.split import Row, assemble
 LEVELS = ("industry", "cate1", "cate2", "cate3", "cate4")
 
 
-def read(config: DataConfig) -> Dataset:
+def read(config: DataConfig, reading: Reading) -> Dataset:
     """Returns the data set of a folder in our layout.
 
     What items.jsonl says of a product wins; fields that it leaves empty, and products that it does not list, are
@@ -30,7 +31,7 @@ def read(config: DataConfig) -> Dataset:
         DataError: see `moon_jax.data.sources.read`.
     """
     found = files.find(config, ".jsonl")
-    shelf = _Shelf(Reading(config), found.folder)
+    shelf = _Shelf(reading, files.image_folder(config, found.folder))
     items = found.folder / "items.jsonl"
     if items.exists():
         for _ in shelf.reading.parse(items, shelf.listing):
@@ -166,6 +167,6 @@ def _paths(said: dict[str, Any], field: str) -> list[str]:
 
 def _value(value: Any, field: str) -> str:
     """Returns an attribute's value as text; sources write numbers as numbers."""
-    if lines.is_number(value):
+    if is_number(value):
         return str(value)
     return lines.text(value, field)

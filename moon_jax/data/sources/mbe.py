@@ -5,7 +5,6 @@ were never published, so each role has candidates, and config.data.mbe_keys can 
 The sample on which this reader was tried has guessed keys for these roles, too.
 """
 
-import collections
 import dataclasses
 import itertools
 import pathlib
@@ -43,10 +42,8 @@ OPTIONAL = {
 }
 PEEK = 1000  # records whose keys are looked at: a writer may leave out the empty ones
 
-Attributes = tuple[tuple[str, tuple[str, ...]], ...]
 
-
-def read(config: DataConfig) -> Dataset:
+def read(config: DataConfig, reading: Reading) -> Dataset:
     """Returns the data set of `{part}.train.mbe.jsonl`, ... or, where there are none, of `{part}.train.jsonl`, ...
 
     Products have no description, and boxes only where the rows have them. A hard negative has a category and
@@ -58,11 +55,10 @@ def read(config: DataConfig) -> Dataset:
     path = pathlib.Path(config.path).expanduser()
     named = any(path.glob("*.mbe.jsonl")) if path.is_dir() else path.name.endswith(".mbe.jsonl")
     found = files.find(config, ".mbe.jsonl" if named else ".jsonl")
-    reading = Reading(config)
     products: dict[str, Product] = {}
     rows = []
     for file in found.files:
-        reader = _Rows(reading, found.folder, file, config, products)
+        reader = _Rows(reading, files.image_folder(config, found.folder), file, config, products)
         rows += reading.parse(file.path, reader.row)
     return assemble(rows, products, config, reading.fingerprint(), reading.report())
 
@@ -93,22 +89,13 @@ def key_map(there: set[str], config: DataConfig, file: pathlib.Path) -> dict[str
     return keys
 
 
-def parse_attributes(said: str) -> tuple[Attributes, int]:
+def parse_attributes(said: str) -> tuple[lines.Attributes, int]:
     """Returns the (key, values) pairs of a `doc_attributes` text and how many pairs were malformed.
 
     Pairs are split by ",,", key and value by the first ":", several values by "!!!". A pair without ":", key or value
     is malformed; empty pairs (a trailing ",,") are not counted. A key that occurs twice has the values of both.
     """
-    pairs: dict[str, dict[str, None]] = collections.defaultdict(dict)
-    malformed = 0
-    for pair in filter(None, (p.strip() for p in said.split(",,"))):
-        key, _, value = (p.strip() for p in pair.partition(":"))
-        values = [v.strip() for v in value.split("!!!") if v.strip()]
-        if key and values:
-            pairs[key].update(dict.fromkeys(values))
-        else:
-            malformed += 1
-    return tuple((key, tuple(values)) for key, values in pairs.items()), malformed
+    return lines.attribute_pairs(said, between=",,", inside=":", values="!!!")
 
 
 class _Rows:

@@ -1,0 +1,244 @@
+"""A plain catalogue: CSV or TSV with a header, or JSON Lines, one product a row, pictures as paths.
+
+Columns are found by their usual names (ROLES), and config.data.columns names others: (("title", "Bezeichnung"),
+("attribute", "Farbe"), ("attribute", "Marke")). Columns that are neither are not read, and the report lists them. One
+cell may hold several pictures, values or levels: as a JSON list, or split by "|"; levels also by ">". In JSON Lines,
+category and attributes may be objects as well. Rows without an id get a digest of title and first picture.
+"""
+
+import csv
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from moon_jax.config import DataConfig
+from moon_jax.data.policy import MAX_LINE_BYTES, is_number
+from moon_jax.data.records import DataError, Dataset, Product, identity
+from moon_jax.data.sources import files, lines
+from moon_jax.data.sources.lines import Reading, RecordError
+from moon_jax.data.split import assemble
+
+ROLES = {
+    "id": ("id", "item_id", "product_id", "sku", "asin", "article_id"),
+    "title": ("title", "name", "product_name", "product_title"),
+    "description": ("description", "product_description", "body"),
+    "images": ("images", "image", "image_path", "img_path", "picture", "pictures", "photo", "file", "filename"),
+    "category": ("category", "categories", "category_path", "product_type"),
+    **{level: (level,) for level in ("industry", "cate1", "cate2", "cate3", "cate4")},
+    "attributes": ("attributes",),  # an object
+}
+ATTRIBUTE = "attribute"  # the role of a column of its own, any number of times
+ATTRIBUTES = ("brand", "color", "colour", "material", "size", "gender", "style", "pattern", "season", "origin")
+LEVELS = ("industry", "cate1", "cate2", "cate3", "cate4")
+ENDINGS = (".csv", ".tsv", ".jsonl")
+FIELD_LIMIT = 10_000_000  # characters of one cell; Python's own limit is 131,072
+
+
+def read(config: DataConfig, reading: Reading) -> Dataset:
+    """Returns the products of a table; it has no triplets.
+
+    Raises:
+        DataError: see `moon_jax.data.sources.read`; also when there is neither a title nor a picture column.
+    """
+    folder, found = files.matching(config, "*.*", "table (.csv, .tsv or .jsonl)")
+    tables = [path for path in found if path.suffix.lower() in ENDINGS]
+    if not tables:
+        raise DataError(f"{folder}: no table (.csv, .tsv or .jsonl); it holds {', '.join(p.name for p in found[:20])}")
+    pictures, part = files.image_folder(config, folder), files.only_part(config, folder)
+    products: dict[str, Product] = {}
+    unread: dict[str, None] = {}
+    for path in tables:
+        rows = _Rows(config, pictures, part, reading, path)
+        of_json = path.suffix.lower() == ".jsonl"
+        entries = json_rows(reading, path) if of_json else csv_rows(reading, path, rows.check)
+        for product in reading.apply(path, entries, rows.product):
+            if product.id in products:
+                reading.counts["repeated_ids"] += 1
+            products.setdefault(product.id, product)
+        if of_json:
+            rows.check(rows.columns)
+        unread |= rows.unread
+    report = reading.report() | {"columns_not_read": tuple(unread)}
+    return assemble([], products, config, reading.fingerprint(), report)
+
+
+Cells = dict[str, Any] | RecordError  # a row by the names of its columns, or what is wrong with it
+
+
+def json_rows(reading: Reading, path: pathlib.Path) -> Iterator[tuple[int, Cells]]:
+    """Yields (line, object) of a JSON Lines file."""
+    for number, line in reading.lines(path):
+        try:
+            yield number, lines.parse_line(line)
+        except RecordError as error:
+            yield number, error
+
+
+def csv_rows(
+    reading: Reading, path: pathlib.Path, check: Callable[[list[str]], None] = lambda header: None
+) -> Iterator[tuple[int, Cells]]:
+    """Yields (last line of the row, cells by column) of a file with a header; its separator is the header's.
+
+    Raises:
+        DataError: the header cannot be read, or names a column twice.
+    """
+    csv.field_size_limit(FIELD_LIMIT)
+    with reading.open(path) as file:
+        texts = (_checked(line).decode("utf-8", "surrogateescape") for line in file)
+        first = next(texts, "").removeprefix("\ufeff")
+        between = max("\t,;|", key=first.count)
+        header = [cell.strip() for cell in next(csv.reader([first], delimiter=between), [])]
+        if not any(header) or lines.has_bad_bytes(first):
+            raise DataError(f"{path}:1: must be a header of column names in UTF-8, is {lines.short(first)}")
+        if twice := sorted({name for name in header if header.count(name) > 1}):
+            raise DataError(f"{path}:1: two columns have the name {', '.join(map(repr, twice))}")
+        check(header)
+        rows = csv.reader(texts, delimiter=between)
+        while True:
+            try:
+                cells = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield rows.line_num + 1, RecordError("line", f"not CSV ({error})")
+                continue
+            if cells:
+                yield rows.line_num + 1, _row(header, cells)
+
+
+def _checked(line: bytes) -> bytes:
+    """Returns the line; one that was too long to be read as a cell that the csv module refuses."""
+    return b"x" * (FIELD_LIMIT + 1) if len(line) > MAX_LINE_BYTES else line
+
+
+def _row(header: list[str], cells: list[str]) -> Cells:
+    if len(cells) != len(header):
+        return RecordError("line", f"has {len(cells)} cells, the header has {len(header)}")
+    if any(map(lines.has_bad_bytes, cells)):
+        return RecordError("line", "not UTF-8")
+    return dict(zip(header, cells, strict=True))
+
+
+class _Rows:
+    """Reads the rows of one file."""
+
+    def __init__(self, config: DataConfig, pictures: pathlib.Path, part: str, reading: Reading, path: pathlib.Path):
+        self._pictures, self._part, self._reading, self._path = pictures, part, reading, path
+        if unknown := {role for role, _ in config.columns} - ROLES.keys() - {ATTRIBUTE}:
+            roles = ", ".join((*ROLES, ATTRIBUTE))
+            raise DataError(f"config.data.columns: no role {', '.join(sorted(unknown))}; the roles are {roles}")
+        self._given = config.columns
+        self._role_of: dict[str, str] = {}  # column -> role, "" where it is not read
+        self.unread: dict[str, None] = {}
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns met so far."""
+        return list(self._role_of)
+
+    def check(self, columns: list[str]) -> None:
+        """Checks that all columns that are needed are there.
+
+        Raises:
+            DataError: one that config.data.columns names is not, or none holds titles or pictures.
+        """
+        there = f"it has {', '.join(map(repr, columns))}"
+        for _, name in self._given:
+            if name not in columns:
+                raise DataError(f"{self._path}: config.data.columns: there is no column {name!r}; {there}")
+        if not {"title", "images"} & {self._role(column, columns) for column in columns}:
+            raise DataError(
+                f"{self._path}: no column for a title or a picture; {there}. Name them in config.data.columns as "
+                '(role, column) pairs, for example ("title", "Bezeichnung")'
+            )
+
+    def product(self, _: int, cells: Cells) -> Product:
+        """Returns the product of a row."""
+        if isinstance(cells, RecordError):
+            raise cells
+        said: dict[str, Any] = {}
+        attributes: dict[str, Any] = {}
+        for column, value in cells.items():
+            role = self._role(column, cells)
+            if role == ATTRIBUTE:
+                attributes[column] = value
+            elif role:
+                said[role] = value
+        paths = [lines.text(path, "images") for path in parts_of(said.get("images"), "|")]
+        images = [lines.image(path, None, self._pictures, "images") for path in paths]
+        title, item_id = lines.text(said.get("title"), "title"), _text(said.get("id"), "id")
+        images = tuple(image for image in images if image is not None)
+        if not title and not images:
+            raise RecordError("row", "has neither a title nor a picture")
+        return Product(
+            item_id or identity(title, paths[0] if paths else ""),
+            title,
+            lines.text(said.get("description"), "description"),
+            images,
+            self._reading.same(tuple(_levels(said))),
+            tuple(self._reading.same(pair) for pair in _attributes(attributes, said.get("attributes"))),
+            self._part,
+        )
+
+    def _role(self, column: str, cells: Iterable[str]) -> str:
+        if column not in self._role_of:
+            self._role_of[column] = role = self._find(column, cells)
+            if not role:
+                self.unread[column] = None
+        return self._role_of[column]
+
+    def _find(self, column: str, cells: Iterable[str]) -> str:
+        for role, name in self._given:
+            if name == column:
+                return role
+        known = column.strip().lower().replace(" ", "_")
+        taken = {role for role, name in self._given if name in cells}
+        for role, names in ROLES.items():
+            if known in names and role not in taken:
+                there = {name.strip().lower().replace(" ", "_") for name in cells}
+                return role if next(name for name in names if name in there) == known else ""  # the first name wins
+        return ATTRIBUTE if known in ATTRIBUTES else ""
+
+
+def parts_of(value: Any, between: str) -> list[Any]:
+    """Returns the entries of a cell: of a list, of a text that is a JSON list, or of a text that is split."""
+    if isinstance(value, str):
+        if value.lstrip().startswith("["):
+            try:
+                found = json.loads(value)
+            except ValueError:
+                found = None
+            if isinstance(found, list):
+                return found
+        return [part.strip() for part in value.split(between) if part.strip()]
+    return lines.several(value)
+
+
+def _text(value: Any, field: str) -> str:
+    return str(value) if is_number(value) else lines.text(value, field)
+
+
+def _levels(said: dict[str, Any]) -> Iterator[str]:
+    given = said.get("category")
+    if isinstance(given, dict):
+        given = [given.get(level) for level in LEVELS]
+    elif isinstance(given, str) and ">" in given:
+        given = given.split(">")
+    named: Iterable[Any] = [*(said.get(level) for level in LEVELS)]
+    for level in (*parts_of(given, "|"), *named):
+        if text := lines.text(level, "category"):
+            yield text
+
+
+def _attributes(columns: dict[str, Any], given: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
+    if isinstance(given, str) and given.strip():
+        try:
+            given = json.loads(given)
+        except ValueError as error:
+            raise RecordError("attributes", f"must be a JSON object, is {lines.short(given)}") from error
+    given = lines.group(given or None, "attributes")
+    for key, value in (*columns.items(), *given.items()):
+        values = [_text(part, key) for part in parts_of(value, "|")]
+        if values := tuple(text for text in values if text):
+            yield lines.text(key, "attributes"), values

@@ -1,0 +1,88 @@
+"""Packs the pictures of a data set: `python -m moon_jax.pack_images --input=DATA --format=jsonl --output=STORE`.
+
+Millions of small files are slow to list, copy and read at random, above all on network disks. A packed image store
+holds them in a few large files, with checksums and an index of their sizes; training reads it with
+
+    --config.data.path=DATA --config.data.image_store=STORE
+
+Pictures of at most --max_pixels are stored as they are and give the same pixels as their files; larger ones become
+JPEG files of that many pixels. All are decoded once: one that cannot be stops the run, or is left out, counted and
+listed in skipped-*.jsonl with --on_error=skip.
+
+Killed at any time, the same command goes on where it was; pictures that the data set has gained since are added.
+Several machines that see the same folders share the work with --host=0/4, --host=1/4, ...
+"""
+
+import pathlib
+import signal
+import sys
+
+from absl import app, flags
+
+from moon_jax.config import DataConfig, VisionConfig
+from moon_jax.data import sources, store_refs
+from moon_jax.data.records import DataError
+from moon_jax.data.sources import files
+from moon_jax.data.store import Store
+from moon_jax.data.store_encode import KEEP, StoreSettings
+from moon_jax.data.store_pack import pack
+from moon_jax.data.store_writer import SHARD_PICTURES, Part
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags and runs; mistakes of the user end with one plain message instead of a traceback."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are given as --name=value")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        run()
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on from the last whole shard")
+    except (DataError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def run() -> None:
+    """Packs what the flags say; see the module."""
+    config = DataConfig(
+        path=INPUT.value, format=FORMAT.value, parts=tuple(PARTS.value), image_folder=IMAGE_FOLDER.value,
+        on_error=ON_ERROR.value, max_skipped_share=MAX_SKIPPED_SHARE.value,
+    )  # fmt: skip
+    settings = StoreSettings(MAX_PIXELS.value, QUALITY.value, KEEP_FILES.value)
+    folder = pathlib.Path(OUTPUT.value).expanduser().absolute()
+    dataset = sources.read(config, triplets=False)
+    pictures = store_refs.pictures_of(dataset, files.image_root(config))
+    done = pack(
+        pictures, folder, settings, part=Part.parse(HOST.value), workers=WORKERS.value, on_error=ON_ERROR.value,
+        max_skipped_share=MAX_SKIPPED_SHARE.value, shard_pictures=SHARD.value,
+    )  # fmt: skip
+    store = Store(folder)
+    counts = store_refs.tokens(store, config, VisionConfig())
+    print(
+        f"{folder}: {done.stored} pictures stored, {done.there_before} were there, {done.skipped} skipped; "
+        f"now {len(store)} in {len(store.shards)} shards, {done.index['bytes'] / 1e6:,.1f} MB"
+        + (f", {counts.mean():.0f} visual tokens each at 448x448 px" if len(counts) else "")
+    )
+
+
+INPUT = flags.DEFINE_string("input", None, "folder or file of the data set, as config.data.path")
+FORMAT = flags.DEFINE_string("format", "jsonl", f"of the data set: {', '.join(sources.READERS)}")
+PARTS = flags.DEFINE_list("parts", [], "names of the sets in the folder; by default all that are there")
+IMAGE_FOLDER = flags.DEFINE_string("image_folder", "", "where relative paths of pictures start; by default --input")
+OUTPUT = flags.DEFINE_string("output", None, "folder of the image store: made, or gone on with")
+MAX_PIXELS = flags.DEFINE_integer(
+    "max_pixels", StoreSettings.max_pixels, "larger pictures are scaled down to it; leave room for crops of the product"
+)
+QUALITY = flags.DEFINE_integer("quality", StoreSettings.quality, "of the JPEG files that are written, 1..100")
+KEEP_FILES = flags.DEFINE_enum(
+    "keep", StoreSettings.keep, KEEP, "which pictures of at most --max_pixels keep their bytes: all, or JPEG files only"
+)
+WORKERS = flags.DEFINE_integer("workers", 0, "processes that decode and write; 0 = none beside this one", lower_bound=0)
+HOST = flags.DEFINE_string("host", "0/1", "which share of the pictures this machine packs, as NUMBER/OF")
+SHARD = flags.DEFINE_integer("shard_pictures", SHARD_PICTURES, "pictures of a shard", lower_bound=1)
+ON_ERROR = flags.DEFINE_enum("on_error", "raise", ("raise", "skip"), "what a bad record or an unreadable picture does")
+MAX_SKIPPED_SHARE = flags.DEFINE_float("max_skipped_share", 0.01, "more than this share skipped stops the run")
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["input", "output"])
+    app.run(main)
