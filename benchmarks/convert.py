@@ -32,8 +32,9 @@ from moon_jax.config import MeshConfig
 from moon_jax.training.pretrained import open_pretrained
 from moon_jax.weights.source import place
 found = open_pretrained(sys.argv[1])
-_, shapes, specs = moon.abstract(found.spec.model, found.spec.moe)
-params = jax.block_until_ready(place(found.source, shapes, specs, make_mesh(MeshConfig()), "bfloat16"))
+mesh = make_mesh(MeshConfig())
+_, shapes, specs = moon.abstract(found.spec.model, found.spec.moe, mesh)
+params = jax.block_until_ready(place(found.source, shapes, specs, mesh, "bfloat16"))
 assert sum(x.size for x in jax.tree.leaves(params)) > 0
 """
 

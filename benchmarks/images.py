@@ -25,7 +25,8 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from moon_jax.config import DataConfig, VisionConfig
-from moon_jax.data import images
+from moon_jax.data import picture_files
+from moon_jax.data.patches import Picture, patchify
 
 TURNS = flags.DEFINE_integer("turns", 10, "Turns of each side per line of the table.", lower_bound=1)
 CORE = flags.DEFINE_integer("core", 0, "Number of the CPU core that everything runs on.", lower_bound=0)
@@ -92,9 +93,9 @@ def line(side: int, kind: str, max_pixels: int) -> tuple[tuple[int, int], float,
         image = Image.open(io.BytesIO(picture)) if kind else picture
         return processor(image, return_tensors="np")["pixel_values"]
 
-    def ours(picture: Image.Image | bytes) -> images.Picture:
-        image = images.load(picture) if kind else picture
-        return images.patchify(image, VISION, SMALLEST, max_pixels)
+    def ours(picture: Image.Image | bytes) -> Picture:
+        image = picture_files.load(picture) if kind else picture
+        return patchify(image, VISION, SMALLEST, max_pixels)
 
     grid = ours(pictures[0]).grid
     size = grid[1] * VISION.patch_size, grid[0] * VISION.patch_size

@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags
 from tqdm import tqdm
 
-from moon_jax.data.images import MEAN, STD
+from moon_jax.data.patches import MEAN, STD
 from moon_jax.data.tokenizer import TokenizerError
 from moon_jax.hf.config import read_config
 from moon_jax.hf.names import table

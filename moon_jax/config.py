@@ -147,10 +147,13 @@ class DataConfig:
     """Where records come from and how they become documents, pixels and packed batches."""
 
     path: str = ""  # folder or file; for format "catalogue", empty draws one in the work folder
-    format: str = "jsonl"  # "jsonl" | "mbe" | "catalogue"
+    format: str = "jsonl"  # a key of FORMATS in config_rules.py; `python -m moon_jax.describe` guesses it
+    image_folder: str = ""  # where relative paths of pictures start; empty = the folder of the records
     parts: tuple[str, ...] = ()  # names of the sets in the folder, e.g. ("grocery", "luma"); () = all that are there
     catalogue_products: int = 2000  # size of the drawn catalogue
     mbe_keys: tuple[tuple[str, str], ...] = ()  # (our name, their key) pairs that override the guessed MBE key map
+    image_store: str = ""  # a packed image store (moon_jax.pack_images, moon_jax.download) with the pictures
+    columns: tuple[tuple[str, str], ...] = ()  # (our name, their column) pairs for format "table"
     tokenizer: str = ""  # a Hugging Face tokenizer folder; empty trains a small BPE on the training texts
     unseen_share: float = 0.2  # share of the products (by hash of their id) that training never sees
     crop: bool = True  # feed the core crop beside the whole picture (paper 3.1); False = the no_crop ablation

@@ -5,6 +5,7 @@ import re
 
 from moon_jax.config import Config
 
+FORMATS = ("jsonl", "mbe", "catalogue", "m5product", "product1m", "marqo", "muge", "mep3m", "table")
 FREEZE_WORDS = ("vision", "llm", "backbone")
 
 
@@ -19,7 +20,7 @@ def problems_of(c: Config) -> list[str]:
         ("moe.placement", moe.placement, ("spread", "split")),
         ("moe.gate", moe.gate, ("softmax_active", "softmax_all")),
         ("moe.guided", moe.guided, ("add", "exclusive")),
-        ("data.format", data.format, ("jsonl", "mbe", "catalogue")),
+        ("data.format", data.format, FORMATS),
         ("data.on_error", data.on_error, ("raise", "skip")),
     ]
     problems = [f"config.{k} is {v!r}; it must be one of {', '.join(o)}" for k, v, o in choices if v not in o]

@@ -31,17 +31,20 @@ from tqdm import tqdm
 from moon_jax.config import ConfigError, MeshConfig
 from moon_jax.data.documents import KINDS, PLAIN
 from moon_jax.data.embed_records import Reader
-from moon_jax.data.images import ImageError
+from moon_jax.data.picture_files import ImageError
 from moon_jax.data.record_file import RecordFile, Scan, check_share
 from moon_jax.data.records import DataError
 from moon_jax.data.tokenizer import TokenizerError
 from moon_jax.data.vector_file import SETTINGS, VECTORS, VectorFile
 from moon_jax.encoder import DTYPES, Encoder, from_pretrained, with_max_pixels
 from moon_jax.parallel.mesh import AXES, make_mesh
+from moon_jax.parallel.processes import meet, together
 from moon_jax.training.embedder import EmbeddingError, window_documents
 from moon_jax.training.pretrained import Pretrained, open_pretrained
 from moon_jax.weights.source import WeightsError, fingerprint
 from moon_jax.weights.spec import describe
+
+_MISTAKES = (ConfigError, DataError, EmbeddingError, TokenizerError, WeightsError, OSError)
 
 
 def main(argv: list[str]) -> None:
@@ -50,8 +53,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are given as --name=value")
     logging.set_verbosity(logging.WARNING)
     try:
-        run()
-    except (ConfigError, DataError, EmbeddingError, TokenizerError, WeightsError, OSError) as error:
+        with together(*_MISTAKES):
+            run()
+    except _MISTAKES as error:
         hint = " (--on_error=skip leaves its record out)" if isinstance(error, ImageError) else ""
         sys.exit(f"{type(error).__name__}: {error}{hint}")
 
@@ -64,6 +68,7 @@ def run() -> None:
     if MAX_PIXELS.value is not None:
         found = with_max_pixels(found, MAX_PIXELS.value)
     mesh = make_mesh(parse_mesh(MESH.value))
+    meet(mesh)
     path = pathlib.Path(INPUT.value).expanduser().absolute()
     window = window_documents(BATCH_SIZE.value, mesh)
     file = RecordFile(path, Reader(KIND.value, found.spec.data, path.parent), window)

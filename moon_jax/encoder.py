@@ -295,7 +295,7 @@ def from_pretrained(
         mesh = make_mesh(mesh or MeshConfig())
     config = Config(model=dataclasses.replace(spec.model, dtype=dtype), moe=spec.moe, data=spec.data)
     words = found.load_tokenizer()
-    _, shapes, specs = moon.abstract(config.model, config.moe)
+    _, shapes, specs = moon.abstract(config.model, config.moe, mesh)
     check_divisible(shapes, specs, mesh)
     stored = lambda path, x: jax.ShapeDtypeStruct(x.shape, "float32" if _is_router(path) else dtype)  # noqa: E731
     params = place(source, jax.tree_util.tree_map_with_path(stored, shapes), specs, mesh, progress=progress)
@@ -307,7 +307,7 @@ def _place_head(source: Source, mesh: Mesh, dtype: str) -> Float[Array, "v d"]:
     if LM_HEAD not in source.leaves:
         raise WeightsError("the model has an output head of its own, which was left out of this checkpoint")
     leaf = source.leaves[LM_HEAD]
-    sharding = NamedSharding(mesh, heads.SPEC)
+    sharding = NamedSharding(mesh, heads.head_spec(leaf.shape, mesh))
     read = lambda index: source.read(LM_HEAD, index).astype(dtype)  # noqa: E731
     return jax.make_array_from_callback(leaf.shape, sharding, read)
 

@@ -1,7 +1,8 @@
 """Trains MOON: `python -m moon_jax.train --config=configs/demo.py --workdir=runs/demo`.
 
-The work folder receives config.json, metrics.jsonl, tensorboard/, eval/<step>.json and checkpoints/; the same command
-again resumes there. Every setting can be overridden, e.g. --config.train.steps=500 --config.mesh.fsdp=8.
+The work folder receives config.json, metrics.jsonl, tensorboard/, eval/<step>.json, expert_load.png (who visits which
+expert, drawn at every evaluation; the numbers are in expert_load.json) and checkpoints/; the same command again resumes
+there. Every setting can be overridden, e.g. --config.train.steps=500 --config.mesh.fsdp=8.
 
     --config.model.path=DIR   start from a checkpoint: a Hugging Face folder of Qwen2.5-VL, a model folder or a training
                               run of ours. Its sizes and its tokenizer are used; where only the config has experts,
@@ -19,7 +20,6 @@ import functools
 import json
 import pathlib
 import shutil
-import signal
 import sys
 import time
 from typing import Any
@@ -32,10 +32,13 @@ from ml_collections import config_flags
 
 from moon_jax.config import Config, ConfigError, resolve, to_dict
 from moon_jax.data import catalogue, images, sources, tokenizer
-from moon_jax.data.pipeline import TrainBatches, stream
+from moon_jax.data.pipeline import HOST_COUNTS, TrainBatches, stream
 from moon_jax.data.records import DataError, Dataset, training_texts
-from moon_jax.evaluation import report, tasks
+from moon_jax.evaluation import expert_load, report, tasks
+from moon_jax.moe.router_stats import shortened
+from moon_jax.parallel.agreement import STOPPED, StopOnSignal, most, total
 from moon_jax.parallel.mesh import batch_shards, host_shards, make_mesh, place_batch
+from moon_jax.parallel.processes import meet, together
 from moon_jax.training.checkpoint import CheckpointError, Checkpoints
 from moon_jax.training.embedder import Embedder
 from moon_jax.training.log import Log
@@ -49,13 +52,16 @@ from moon_jax.weights.source import WeightsError
 # and weights, the fingerprints are compared instead.
 _FREE = (
     "name", "mesh", "eval", "model.path", "model.remat", "model.attention_impl", "moe.strategy", "data.path",
-    "data.on_error", "data.max_skipped_share", "data.row_tokens", "data.rows", "data.image_slots", "data.workers",
+    "data.image_folder", "data.on_error", "data.max_skipped_share", "data.row_tokens", "data.rows", "data.image_slots", "data.workers",
     "data.prefetch", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
 )  # fmt: skip
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step and what to look at."""
+
+
+_MISTAKES = (ConfigError, DataError, tokenizer.TokenizerError, WeightsError, CheckpointError, TrainingError)
 
 
 def main(argv: list[str]) -> None:
@@ -70,8 +76,10 @@ def main(argv: list[str]) -> None:
         if not WORKDIR.value:
             raise ConfigError("--workdir is needed: the folder that receives checkpoints, logs and results")
         logging.set_verbosity(logging.WARNING)  # Orbax and JAX say much at INFO; ours goes through Log
-        run(config, pathlib.Path(WORKDIR.value))
-    except (ConfigError, DataError, tokenizer.TokenizerError, WeightsError, CheckpointError, TrainingError) as error:
+        with together(*_MISTAKES):
+            if not run(config, pathlib.Path(WORKDIR.value)):
+                sys.exit(STOPPED)
+    except _MISTAKES as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
@@ -90,6 +98,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     if config.model.dtype == "float32":  # accelerators would multiply in fewer bits by default
         jax.config.update("jax_default_matmul_precision", "highest")
     mesh = make_mesh(config.mesh)
+    meet(mesh)
     with Checkpoints(workdir / "checkpoints", config.train.keep_checkpoints, config.eval.metric) as checkpoints:
         step = checkpoints.latest()
         saved = None if step is None else checkpoints.meta(step)
@@ -115,35 +124,37 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         if first == 0 and jax.process_index() == 0:
             report.write_json(meta["config"], workdir / "config.json")
         with (
-            _StopOnSignal() as stop,
+            StopOnSignal(mesh) as stop,
             Log(workdir, config.train.steps, first, triplets_per_step=config.train.batch_size) as log,
             jax.set_mesh(mesh),
         ):
             evaluate = functools.partial(_evaluate, dataset, encoder, config, workdir, log)
             results, previous, waiting = {}, None, time.perf_counter()
-            for line in start.notes() if first == 0 else ():
+            for line in (*trainer.replicated, *(start.notes() if first == 0 else ())):
                 log.show(line)
             counts: collections.Counter[str] = collections.Counter()
             for step, batch in stream(batches, first, last, config.data.workers, config.data.prefetch):
                 counts.update(batch.info, data_wait_seconds=time.perf_counter() - waiting)
-                state, metrics = train_step(state, place_batch(batch.arrays, mesh))
+                state, metrics = train_step(state, place_batch(batches.agree(batch.arrays, most), mesh))
                 if previous is not None:  # one step late, so that the device never waits for this check
                     _check_finite(previous, step)
                 previous, done = metrics, step + 1
                 logging_now = done % config.train.log_every == 0
-                stopping = done == last or stop.requested(logging_now)
+                stopping = done == last or stop.requested()
                 evaluating = done == last or (config.eval.every and done % config.eval.every == 0)
                 saving = evaluating or stopping or done % config.train.checkpoint_every == 0
                 if logging_now or saving:
                     _check_finite(metrics, done)
                 if logging_now or stopping:
-                    log.write_step(done, metrics | counts)
+                    log.write_step(
+                        done, shortened(metrics) | counts | total({name: counts[name] for name in HOST_COUNTS})
+                    )
                     counts.clear()
                 with log.untimed():
                     scores = {}
                     try:
                         if evaluating:
-                            results = evaluate(state, done)
+                            results = evaluate(state, done, metrics)
                             scores = results["metrics"]
                     finally:  # an evaluation that fails does not take the training with it
                         if saving:
@@ -155,7 +166,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
             if first == last:
                 path = workdir / "eval" / f"{first}.json"
                 log.show(f"this run is at its last step {first} already; its results are in {path}")
-                results = json.loads(path.read_text()) if path.exists() else evaluate(state, first)
+                results = json.loads(path.read_text()) if path.exists() else evaluate(state, first, {})
             checkpoints.wait()
             if (best := checkpoints.best()) is not None:
                 log.show(f"best checkpoint by {config.eval.metric}: step {best}")
@@ -249,7 +260,14 @@ def _settings(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _evaluate(
-    dataset: Dataset, encoder: Embedder, config: Config, workdir: pathlib.Path, log: Log, state: TrainState, step: int
+    dataset: Dataset,
+    encoder: Embedder,
+    config: Config,
+    workdir: pathlib.Path,
+    log: Log,
+    state: TrainState,
+    step: int,
+    metrics: dict[str, jax.Array],
 ) -> dict[str, Any]:
     """Returns and writes the evaluation after `step`; the one at the end leaves no query out."""
     last = step == config.train.steps
@@ -268,6 +286,8 @@ def _evaluate(
     )
     if jax.process_index() == 0:
         report.write_json(results, workdir / "eval" / f"{step}.json")
+        if metrics.keys() >= expert_load.NEEDS:
+            expert_load.write(metrics, workdir / "expert_load.png", f"expert load in step {step} of {config.name}")
     log.write_evaluation(step, results["metrics"])
     log.show(report.table(results))
     return results
@@ -280,33 +300,6 @@ def _check_finite(metrics: dict[str, jax.Array], step: int) -> None:
                 f"the {name} is {float(metrics[name])} at step {step}; the last checkpoint is from before it. "
                 f"Look at grad_norm in metrics.jsonl; a lower config.train.lr is the usual remedy"
             )
-
-
-class _StopOnSignal:
-    """Turns SIGTERM (preemption) and the first Ctrl-C into an orderly stop after the step that is running."""
-
-    def __enter__(self) -> "_StopOnSignal":
-        self._signal = False
-        self._before = {name: signal.signal(name, self._note) for name in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_) -> None:
-        for name, handler in self._before.items():
-            signal.signal(name, handler)
-
-    def _note(self, number: int, frame: Any) -> None:
-        self._signal = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
-
-    def requested(self, ask_others: bool) -> bool:
-        """Returns whether the run has been asked to stop; every process gets the same answer.
-
-        Args:
-            ask_others: whether now is the time to agree with the other processes, which makes all of them wait.
-        """
-        if jax.process_count() == 1:
-            return self._signal
-        return ask_others and bool(np.any(multihost_utils.process_allgather(np.array(self._signal))))
 
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "the recipe: configs/NAME.py or configs/NAME.py:ARGUMENT")

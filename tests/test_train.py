@@ -147,12 +147,17 @@ def test_every_logged_step_has_the_promised_numbers(config, straight):
     wanted = {
         "step", "loss", "lr", "grad_norm", "negatives", "ring_fill", "in_batch_accuracy", "masked_fraction",
         "router/load", "router/entropy", "router/category_tokens", "router/attribute_tokens", "router/dropped",
+        "router/role_tokens", "router/imbalance", "router/general_imbalance",
     }  # fmt: skip
     for line in steps:
         assert wanted <= line.keys()
     assert all(line["triplets_per_second"] > 0 for line in steps[1:])
     assert [line["ring_fill"] for line in steps] == [0, 0, 0, 1] + [2] * 6  # nothing is kept in the first two steps
     assert np.shape(steps[0]["router/load"]) == (2, 8)
+    assert np.shape(steps[0]["router/load_by_role"]) == (6, 8)  # a mean over layers, which a line has no room for
+    drawn = json.loads((straight[0] / "expert_load.json").read_text())  # of the last step
+    np.testing.assert_allclose(np.mean(drawn["router/load_by_role"], 0), steps[-1]["router/load_by_role"], atol=6e-5)
+    assert (straight[0] / "expert_load.png").read_bytes().startswith(b"\x89PNG")
     assert list((straight[0] / "tensorboard").iterdir())
 
 

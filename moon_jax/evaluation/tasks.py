@@ -130,7 +130,7 @@ class _Histograms:
     def __init__(self, sets: Mapping[str, Sequence[Triplet]], galleries: Mapping[str, Sequence[Product]]):
         pictures = {t.query.image.path for triplets in sets.values() for t in triplets if t.query.image is not None}
         pictures |= {p.images[0].path for products in galleries.values() for p in products if p.images}
-        self._rows = {path: row for row, path in enumerate(sorted(pictures))}
+        self._rows = {path: row for row, path in enumerate(sorted(pictures, key=str))}
         self._vectors = embed_pictures(list(self._rows))
 
     def query(self, queries: Sequence[Query], task: str) -> Float[np.ndarray, "q d"]:
@@ -178,7 +178,7 @@ def _retrieval_rows(
         _, indices = top_k(queries, vectors.item(products), min(max(ks), len(products)))
         labels = np.array([dataset.numbers[p.id] for p in products])
         truth = np.array([dataset.numbers[t.positive.id] for t in asked])
-        relevant = metrics.relevance(indices, labels, truth)
+        relevant = metrics.relevance(indices, labels, truth) | _further_answers(indices, asked, products)
         relevant = np.pad(relevant, ((0, 0), (0, max(ks) - relevant.shape[1])))  # a gallery smaller than the largest k
         ranked = _Ranked(relevant, np.full(len(asked), len(products)), len(of_part) - len(asked))
         parts.append(ranked)
@@ -192,6 +192,17 @@ def _retrieval_rows(
         lacking = sum(not has_modality(t.query, TASKS[task.modality]) for t in triplets)
         rows.append(_row(task, _Ranked(relevant, listings, lacking), ks, part=None))
     return rows
+
+
+def _further_answers(
+    ranked: Int[np.ndarray, "q k"], asked: Sequence[Triplet], products: Sequence[Product]
+) -> Bool[np.ndarray, "q k"]:
+    """Returns which of the ranked listings answer the query although they are not its positive (Triplet.relevant)."""
+    found = np.zeros(ranked.shape, bool)
+    for row, (listings, triplet) in enumerate(zip(ranked, asked, strict=True)):
+        if triplet.relevant:
+            found[row] = [products[i].id in triplet.relevant for i in listings]
+    return found
 
 
 def _row(

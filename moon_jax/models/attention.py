@@ -1,6 +1,6 @@
 """Attention within segments, with the implementation named by the config and never chosen silently; and on a cache."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from moon_jax.config import ConfigError, ModelConfig
+
 MASKED = -1e30  # finite: a fully masked row (padding) gives a harmless mean, where -inf gives NaN in the gradient
+PLATFORMS = ("cpu", "gpu", "tpu")  # as `jax.default_backend()` names them
 
 
 def attention(
@@ -31,11 +34,41 @@ def attention(
         impl: a key of `IMPLEMENTATIONS`.
 
     Raises:
-        ValueError: no such implementation.
+        ConfigError: no such implementation.
     """
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"config.model.attention_impl {impl!r} does not exist; there are {sorted(IMPLEMENTATIONS)}")
-    return IMPLEMENTATIONS[impl](q, k, v, segment_ids, causal)
+    return _named(impl).attend(q, k, v, segment_ids, causal)
+
+
+def check_attention(config: ModelConfig, platform: str) -> None:
+    """Checks that the implementation that the config names can run this model here, before anything is compiled.
+
+    Args:
+        config: with the sizes of the model that will run.
+        platform: what the program is compiled for, one of `PLATFORMS`.
+
+    Raises:
+        ConfigError: it cannot; says what can.
+    """
+    impl = config.attention_impl
+    named, setting = _named(impl), f"config.model.attention_impl = {impl!r}"
+    if platform not in PLATFORMS:
+        raise ValueError(f"platform {platform!r} is not one of {', '.join(PLATFORMS)}")
+    if platform not in named.platforms:
+        here = [name for name, other in IMPLEMENTATIONS.items() if platform in other.platforms]
+        raise ConfigError(
+            f"{setting} runs on {' and '.join(named.platforms)}, not on {platform}, where there is {', '.join(here)}"
+        )
+    if config.dtype not in named.dtypes:
+        raise ConfigError(
+            f"{setting} computes in {' or '.join(named.dtypes)}: set config.model.dtype so, or use 'xla' with "
+            f"{config.dtype}"
+        )
+    for name, head_dim in (("text", config.text.head_dim), ("vision", config.vision.head_dim)):
+        if head_dim % named.head_multiple or head_dim > named.head_limit:
+            raise ConfigError(
+                f"{setting} needs a head dimension that is a multiple of {named.head_multiple} and at most "
+                f"{named.head_limit}, and that of config.model.{name} is {head_dim}: use another implementation"
+            )
 
 
 def _xla(q, k, v, segment_ids, causal):
@@ -47,7 +80,51 @@ def _xla(q, k, v, segment_ids, causal):
     return jnp.einsum("bkgst,btkh->bskgh", weights, v)
 
 
-IMPLEMENTATIONS = {"xla": _xla}
+# The kernels are imported by those who use them: each brings the Pallas compiler of its platform.
+
+
+def _splash(q, k, v, segment_ids, causal):
+    from moon_jax.models.attention_splash import splash
+
+    return splash(q, k, v, segment_ids, causal)
+
+
+def _triton(q, k, v, segment_ids, causal):
+    from moon_jax.models.attention_triton import triton
+
+    return triton(q, k, v, segment_ids, causal)
+
+
+def _cudnn(q, k, v, segment_ids, causal):
+    from moon_jax.models.attention_cudnn import cudnn
+
+    return cudnn(q, k, v, segment_ids, causal)
+
+
+class Implementation(NamedTuple):
+    """One way to compute attention, and where it can."""
+
+    attend: Callable[[Array, Array, Array, Array, bool], Array]  # (q, k, v, segment_ids, causal)
+    platforms: tuple[str, ...] = PLATFORMS
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    head_multiple: int = 1
+    head_limit: int = 1 << 30
+
+
+IMPLEMENTATIONS = {
+    "xla": Implementation(_xla),
+    "splash": Implementation(_splash, ("tpu",)),
+    "triton": Implementation(_triton, ("gpu",), ("bfloat16",), head_multiple=16, head_limit=128),
+    "cudnn": Implementation(_cudnn, ("gpu",), ("bfloat16",), head_multiple=8, head_limit=128),
+}
+
+
+def _named(impl: str) -> Implementation:
+    if impl not in IMPLEMENTATIONS:
+        raise ConfigError(
+            f"config.model.attention_impl {impl!r} does not exist; there are {', '.join(IMPLEMENTATIONS)}"
+        )
+    return IMPLEMENTATIONS[impl]
 
 
 class Keys(NamedTuple):

@@ -52,7 +52,7 @@ class Generator:
             raise ConfigError(f"config.model.attention {model.attention!r} cannot generate text; only 'causal' can")
         self.mesh = mesh
         moe = dataclasses.replace(moe, capacity_factor=0.0, guided_capacity=0.0)
-        self._graphdef, _, self._specs = moon.abstract(model, moe)
+        self._graphdef, _, self._specs = moon.abstract(model, moe, mesh)
         self._jitted = jax.jit(self._generate, static_argnames="max_new_tokens")
 
     def __call__(
@@ -73,7 +73,7 @@ class Generator:
             batch: this host's shards [G, ...] of `prompt_batch`.
             max_new_tokens: at most so many; another number compiles again.
             eos_ids: token ids that end a continuation; () = none.
-            head: the output head where it is not tied to the token embedding, sharded as `head.SPEC` says.
+            head: the output head where it is not tied to the token embedding, sharded as `head_spec` says.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
@@ -87,7 +87,7 @@ class Generator:
             batch = {name: array[0] for name, array in batch.items()}  # the shard axis, of length 1 in here
             return generate(nnx.merge(self._graphdef, params), batch, max_new_tokens, eos_ids, head)[None]
 
-        specs = (self._specs, None if head is None else heads.SPEC, BATCH_SPEC, P())
+        specs = (self._specs, None if head is None else heads.head_spec(head.shape, self.mesh), BATCH_SPEC, P())
         return jax.shard_map(shard, mesh=self.mesh, in_specs=specs, out_specs=BATCH_SPEC)(
             params, head, dict(batch), eos_ids
         )
@@ -117,7 +117,7 @@ def generate(
     position = jnp.where(real, batch["positions"].max(0), -1).max(1) + 1  # of the first new token, t = h = w
 
     def pick(hidden: Float[Array, "r d"], finished: Bool[Array, " r"]) -> tuple[Array, Array]:
-        token = jnp.argmax(heads.logits(hidden, head), axis=-1).astype(jnp.int32)
+        token = heads.likeliest(hidden, head)
         return jnp.where(finished, NOTHING, token), finished | jnp.isin(token, eos_ids)
 
     def unfinished(finished: Bool[Array, " r"]) -> Bool[Array, ""]:
@@ -125,7 +125,7 @@ def generate(
 
     def step(state):
         number, token, finished, cache, out, _ = state
-        x = table[jnp.maximum(token, 0)][:, None]
+        x = heads.look_up(jnp.maximum(token, 0), table)[:, None]
         x, cache = _next_hidden(text, x, position + number - 1, number - 1, (prompt, real), cache)
         token, finished = pick(x[:, 0], finished)
         return number + 1, token, finished, cache, out.at[:, number].set(token), unfinished(finished)

@@ -52,7 +52,8 @@ def scan_layers(
         x: the residual stream.
         per_layer: tree of arrays with a leading layer axis, or None.
         dtype: compute dtype of the gathered weights.
-        remat: "layer" and "full" recompute a layer in the backward pass, "none" keeps its activations.
+        remat: "full" recomputes a layer in the backward pass; "layer" too, but keeps what `checkpoint_name` marks as
+            "dispatched", so that tokens travel to their experts only once; "none" keeps all activations.
     """
     graphdef, state = nnx.split(layers)
 
@@ -60,7 +61,10 @@ def scan_layers(
         weights, extra = scanned
         return apply(nnx.merge(graphdef, gather_weights(weights, dtype)), x, extra)
 
-    return lax.scan(body if remat == "none" else jax.checkpoint(body, prevent_cse=False), x, (state, per_layer))
+    if remat != "none":
+        keep = jax.checkpoint_policies.save_only_these_names("dispatched") if remat == "layer" else None
+        body = jax.checkpoint(body, prevent_cse=False, policy=keep)
+    return lax.scan(body, x, (state, per_layer))
 
 
 def gathered(module: nnx.Module, dtype: Any) -> nnx.Module:

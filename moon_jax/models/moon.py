@@ -1,13 +1,14 @@
 """MOON: documents of pictures and text -> unit vectors (paper 3.1)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jax.sharding import AbstractMesh, Mesh
+from jaxtyping import Array, Float, Int, Key
 
 from moon_jax.config import ModelConfig, MoEConfig
 from moon_jax.models import head as heads
@@ -23,8 +24,15 @@ class Moon(nnx.Module):
         self.vision = VisionTower(config, rngs)
         self.text = TextModel(config, moe, rngs)
 
-    def hidden(self, batch: Mapping[str, Array]) -> tuple[Float[Array, "r s d"], Any]:
-        """Returns the last hidden states [R, S, D] of one batch shard and the router statistics [layers, ...]."""
+    def hidden(
+        self, batch: Mapping[str, Array], noise_key: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, "r s d"], Any]:
+        """Returns the last hidden states [R, S, D] of one batch shard and the router statistics [layers, ...].
+
+        Args:
+            batch: one shard of a packed batch.
+            noise_key: of the router noise of this training step; None = no noise.
+        """
         return self.text(
             batch["tokens"],
             self.visual(batch),
@@ -32,6 +40,7 @@ class Moon(nnx.Module):
             batch["segment_ids"],
             batch["positions"],
             batch["roles"],
+            noise_key,
         )
 
     def visual(self, batch: Mapping[str, Array]) -> Float[Array, "v d"]:
@@ -52,14 +61,17 @@ class Moon(nnx.Module):
         fields = (batch[name] for name in ("tokens", "segment_ids", "chosen"))
         return *heads.next_token_loss(hidden, head, *fields), stats
 
-    def embed(self, batch: Mapping[str, Array], documents: int) -> tuple[Float[Array, "e d"], Any]:
+    def embed(
+        self, batch: Mapping[str, Array], documents: int, noise_key: Key[Array, ""] | None = None
+    ) -> tuple[Float[Array, "e d"], Any]:
         """Returns float32 unit vectors [E, D] of the shard's documents (zeros for absent ones) and router statistics.
 
         Args:
             batch: one shard of a packed batch (the fields of data/packing.py without their shard axis).
             documents: E, the shard's places for documents.
+            noise_key: of the router noise of this training step; None = no noise.
         """
-        hidden, stats = self.hidden(batch)
+        hidden, stats = self.hidden(batch, noise_key)
         document = jnp.take_along_axis(batch["document_of_segment"], batch["segment_ids"], axis=1)
         return normalize(mean_pool(hidden, document, documents)), stats
 
@@ -94,11 +106,29 @@ def build(config: ModelConfig, moe: MoEConfig, key: jax.Array) -> tuple[nnx.Grap
     return graphdef, nnx.to_pure_dict(state)
 
 
-def abstract(config: ModelConfig, moe: MoEConfig) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
-    """Returns (graphdef, shapes, specs) without allocating: ShapeDtypeStructs and PartitionSpecs of every parameter."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: Moon(config, moe, nnx.Rngs(params=0))))
+def _abstract(config: ModelConfig, moe: MoEConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Moon(config, moe, nnx.Rngs(params=0))))
+
+
+def _of_every_param(function: Callable[[nnx.Variable], Any], state: nnx.State) -> dict[str, Any]:
     is_param = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
-    specs = jax.tree.map(
-        lambda p: p.replace(partition_spec(p.get_metadata("axes"), len(p.shape))), state, is_leaf=is_param
-    )
-    return graphdef, nnx.to_pure_dict(state), nnx.to_pure_dict(specs)
+    return nnx.to_pure_dict(jax.tree.map(lambda p: p.replace(function(p)), state, is_leaf=is_param))
+
+
+def abstract_params(config: ModelConfig, moe: MoEConfig) -> dict[str, Any]:
+    """Returns the ShapeDtypeStructs of all parameters, without allocating."""
+    return nnx.to_pure_dict(_abstract(config, moe)[1])
+
+
+def logical_axes(config: ModelConfig, moe: MoEConfig) -> dict[str, Any]:
+    """Returns the logical axes (tuples) of all parameters, without those of leading stacked dimensions."""
+    return _of_every_param(lambda p: p.get_metadata("axes"), _abstract(config, moe)[1])
+
+
+def abstract(
+    config: ModelConfig, moe: MoEConfig, mesh: Mesh | AbstractMesh
+) -> tuple[nnx.GraphDef, dict[str, Any], dict[str, Any]]:
+    """Returns (graphdef, shapes, specs) without allocating: ShapeDtypeStructs and PartitionSpecs of every parameter."""
+    graphdef, state = _abstract(config, moe)
+    specs = _of_every_param(lambda p: partition_spec(p.get_metadata("axes"), p.shape, mesh), state)
+    return graphdef, nnx.to_pure_dict(state), specs

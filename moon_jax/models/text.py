@@ -7,14 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from moon_jax.config import ModelConfig, MoEConfig, TextConfig
 from moon_jax.models.attention import attention
+from moon_jax.models.head import look_up
 from moon_jax.models.layers import normal, ones, rms_norm, scan_layers, stack, zeros
 from moon_jax.models.rope import rotate, text_angles
 from moon_jax.moe.layer import GuidedMoE
-from moon_jax.parallel.collectives import enter_tensor, gather_param, leave_tensor
+from moon_jax.moe.routing import noise_keys
+from moon_jax.parallel.collectives import enter_tensor, gather_param, leave_tensor, over_tensor
 
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 """(q [r s k g h], k [r s k h], v [r s k h]) -> what the queries find [r s k g h], and what to keep of the layer."""
@@ -31,7 +33,7 @@ class FFN(nnx.Module):
 
     def __call__(self, x: Float[Array, "r s d"]) -> Float[Array, "r s d"]:
         """Returns down(silu(gate x) * up x)."""
-        h = enter_tensor(x)
+        h = enter_tensor(x, self.gate[...])
         return leave_tensor((jax.nn.silu(h @ self.gate[...]) * (h @ self.up[...])) @ self.down[...])
 
 
@@ -62,6 +64,7 @@ class TextLayer(nnx.Module):
         roles: Int[Array, "r s"],
         attend: Attend,
         eps: float,
+        noise_key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "r s d"], tuple[Any, Any]]:
         """Returns the residual stream after the layer, and (router statistics or None, what `attend` kept).
 
@@ -71,16 +74,19 @@ class TextLayer(nnx.Module):
             roles: `Role` of each token.
             attend: which keys the queries see: their own document's, or those of a cache too.
             eps: of the norms.
+            noise_key: see `GuidedMoE`.
         """
-        h = enter_tensor(rms_norm(x, self.norm1[...], eps))
-        q = rotate_heads(jnp.einsum("rsd,dkgh->rskgh", h, self.q[...]) + self.q_bias[...], angles)
+        h = rms_norm(x, self.norm1[...], eps)
+        split = enter_tensor(h, self.q[...])
+        q = rotate_heads(jnp.einsum("rsd,dkgh->rskgh", split, self.q[...]) + self.q_bias[...], angles)
+        h = split if over_tensor(self.k[...]) else h  # where kv heads do not divide, every shard has all of them
         k = rotate(jnp.einsum("rsd,dkh->rskh", h, self.k[...]) + self.k_bias[...], angles, x.dtype)
         v = jnp.einsum("rsd,dkh->rskh", h, self.v[...]) + self.v_bias[...]
-        y, kept = attend(q, k, v)
+        y, kept = attend(q, enter_tensor(k, q), enter_tensor(v, q))
         x = x + leave_tensor(jnp.einsum("rskgh,kghd->rsd", y, self.o[...]))
         h = rms_norm(x, self.norm2[...], eps)
         if hasattr(self, "moe"):
-            y, stats = self.moe(h, roles)
+            y, stats = self.moe(h, roles, noise_key)
             return x + y, (stats, kept)
         return x + self.ffn(h), (None, kept)
 
@@ -108,6 +114,7 @@ class TextModel(nnx.Module):
         segment_ids: Int[Array, "r s"],
         positions: Int[Array, "3 r s"],
         roles: Int[Array, "r s"],
+        noise_key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "r s d"], Any]:
         """Returns the last hidden states (after the final norm) and the router statistics stacked over layers.
 
@@ -118,6 +125,7 @@ class TextModel(nnx.Module):
             segment_ids: number of the document in its row, 0 = padding.
             positions: M-RoPE positions (time, height, width).
             roles: `Role` of each token.
+            noise_key: of the router noise of this step; None = no noise.
         """
         config = self.config
 
@@ -126,14 +134,14 @@ class TextModel(nnx.Module):
             return attention(q, k, v, segment_ids, causal=causal, impl=config.attention_impl), None
 
         x = self.look_up(tokens, visual, image_slots)
-        x, (stats, _) = self.run_layers(x, positions, roles, attend, remat=config.remat)
+        x, (stats, _) = self.run_layers(x, positions, roles, attend, remat=config.remat, noise_key=noise_key)
         return x, stats
 
     def look_up(
         self, tokens: Int[Array, "r s"], visual: Float[Array, "v d"], image_slots: Int[Array, "r s"]
     ) -> Float[Array, "r s d"]:
         """Returns what enters the first layer: the embeddings of the tokens, and visual tokens in their places."""
-        x = gather_param(self.embed, jnp.dtype(self.config.dtype))[tokens]
+        x = look_up(tokens, gather_param(self.embed, jnp.dtype(self.config.dtype)))
         return jnp.where((image_slots >= 0)[..., None], visual[jnp.maximum(image_slots, 0)], x)
 
     def run_layers(
@@ -145,6 +153,7 @@ class TextModel(nnx.Module):
         per_layer: Any = None,
         *,
         remat: str,
+        noise_key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, "r s d"], tuple[Any, Any]]:
         """Returns the last hidden states, and (router statistics, what was kept), both stacked over layers.
 
@@ -155,12 +164,16 @@ class TextModel(nnx.Module):
             attend: `Attend` with the layer's entry of `per_layer` before the queries.
             per_layer: tree of arrays with a leading layer axis, or None.
             remat: what is computed again in the backward pass (`ModelConfig.remat`).
+            noise_key: of the router noise of this step; None = no noise.
         """
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         angles, eps = text_angles(positions, config.text), config.text.rms_norm_eps
 
-        def apply(layer, x, extra):
-            return layer(x, angles, roles, functools.partial(attend, extra), eps)
+        keys = None if noise_key is None else noise_keys(noise_key, config.text.num_hidden_layers)
 
-        x, out = scan_layers(self.layers, apply, x, per_layer, dtype=dtype, remat=remat)
+        def apply(layer, x, scanned):
+            extra, key = scanned
+            return layer(x, angles, roles, functools.partial(attend, extra), eps, key)
+
+        x, out = scan_layers(self.layers, apply, x, (per_layer, keys), dtype=dtype, remat=remat)
         return rms_norm(x, gather_param(self.norm, dtype), eps), out

@@ -55,28 +55,28 @@ class VisionBlock(nnx.Module):
             pictures: picture number within the slot, 0 = padding.
             windows: window number within the slot plus one, 0 = padding; no window crosses a chunk.
             chunk: patches of a full window.
-            impl: attention implementation.
+            impl: attention implementation of the blocks that attend within whole pictures.
         """
         patches = x.shape[1]
-        h = enter_tensor(rms_norm(x, self.norm1[...], EPS))
+        h = enter_tensor(rms_norm(x, self.norm1[...], EPS), self.qkv[...])
         qkv = jnp.einsum("ipd,dqhx->qiphx", h, self.qkv[...]) + self.qkv_bias[...][:, None, None]
         q, k = rotate(qkv[0], angles, jnp.float32), rotate(qkv[1], angles, jnp.float32)
 
-        def attend(q, k, v, segments, length):
+        def attend(q, k, v, segments, length, impl):
             parts = [t.reshape(-1, length, *t.shape[2:]) for t in (q, k, v)]
             y = attention(parts[0][:, :, :, None], *parts[1:], segments.reshape(-1, length), causal=False, impl=impl)
             return y.reshape(q.shape)
 
         y = lax.cond(
             full,
-            lambda q, k, v: attend(q, k, v, pictures, patches),
-            lambda q, k, v: attend(q, k, v, windows, chunk),
+            lambda q, k, v: attend(q, k, v, pictures, patches, impl),
+            lambda q, k, v: attend(q, k, v, windows, chunk, "xla"),  # windows are small: dense is linear in memory
             q,
             k,
             qkv[2],
         )
         x = x + leave_tensor(jnp.einsum("iphx,hxd->ipd", y, self.proj[...])) + self.proj_bias[...]
-        h = enter_tensor(rms_norm(x, self.norm2[...], EPS))
+        h = enter_tensor(rms_norm(x, self.norm2[...], EPS), self.gate[...])
         h = jax.nn.silu(h @ self.gate[...] + self.gate_bias[...]) * (h @ self.up[...] + self.up_bias[...])
         return x + leave_tensor(h @ self.down[...]) + self.down_bias[...]
 
@@ -95,7 +95,7 @@ class Merger(nnx.Module):
     def __call__(self, x: Float[Array, "i p d"]) -> Float[Array, "tokens out"]:
         """Returns the visual tokens of all slots in the order of the patches."""
         wide = self.fc1.shape[0]
-        h = enter_tensor(rms_norm(x, self.norm[...], EPS).reshape(-1, wide))
+        h = enter_tensor(rms_norm(x, self.norm[...], EPS).reshape(-1, wide), self.fc1[...])
         h = jax.nn.gelu(h @ self.fc1[...] + self.fc1_bias[...], approximate=False)
         return leave_tensor(h @ self.fc2[...]) + self.fc2_bias[...]
 

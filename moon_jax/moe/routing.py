@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from moon_jax.config import MoEConfig, Role
+from moon_jax.parallel.mesh import BATCH_AXES
 
 CATEGORY_EXPERT = 0
 
@@ -26,8 +27,24 @@ def general_experts(experts: int) -> np.ndarray:
     return np.setdiff1d(np.arange(experts), [CATEGORY_EXPERT, attribute_expert(experts)])
 
 
+def noise_keys(key: Key[Array, ""], layers: int) -> Key[Array, " layers"]:
+    """Returns the keys of the router noise of this batch shard, one a layer.
+
+    Another key for every shard of (data, fsdp, expert), the same over `tensor`, whose devices hold the same tokens. So
+    the noise of a run depends on the number of batch shards, and on nothing else of the mesh.
+
+    Args:
+        key: of the training step, the same on every device.
+        layers: how many layers.
+    """
+    return jax.random.split(jax.random.fold_in(key, lax.axis_index(BATCH_AXES)), layers)
+
+
 def route(
-    logits: Float[Array, "t n"], roles: Int[Array, " t"], config: MoEConfig
+    logits: Float[Array, "t n"],
+    roles: Int[Array, " t"],
+    config: MoEConfig,
+    noise: Float[Array, "t general"] | None = None,
 ) -> tuple[Int[Array, "t routes"], Float[Array, "t routes"]]:
     """Returns (ids, weights) [T, top_k + 1]: the experts that each token visits and their weights.
 
@@ -40,10 +57,13 @@ def route(
         config: `gate` "softmax_active": softmax over the experts the token visits, the weights sum to 1;
             "softmax_all": softmax over all N, the weights of the others are dropped (the paper's wording).
             `guided` "add": the guided expert beside the general ones; "exclusive": instead of them.
+        noise: added to the logits of the general experts for the choice alone; the weights are those of the logits.
     """
     n = config.experts
     general = general_experts(n)
-    best, which = lax.top_k(logits[:, general], config.top_k)
+    candidates = logits[:, general]
+    _, which = lax.top_k(lax.stop_gradient(candidates if noise is None else candidates + noise), config.top_k)
+    best = jnp.take_along_axis(candidates, which, axis=1)
     guided = jnp.full(roles.shape, n)
     guided = jnp.where(roles == Role.CATEGORY, CATEGORY_EXPERT, guided)
     guided = jnp.where(roles == Role.ATTRIBUTE, attribute_expert(n), guided)

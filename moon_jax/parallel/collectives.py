@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from moon_jax.parallel.mesh import BATCH_AXES, partition_spec
+from moon_jax.parallel.mesh import BATCH_AXES, mesh_axes
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
@@ -47,10 +47,10 @@ def gather_weight(shard: jax.Array, axes: tuple[str, ...], dtype: Any) -> jax.Ar
         axes: its logical axes, without leading stacked ones.
         dtype: the compute dtype.
     """
-    spec = tuple(partition_spec(axes, shard.ndim))
-    dim = spec.index("fsdp") if "fsdp" in spec else None
-    replicas = tuple(name for name in BATCH_AXES if name not in spec)
-    return _gather(shard, dim, replicas, dtype)
+    entries = [mesh_axes(name) for name in axes]
+    dims = [i + shard.ndim - len(axes) for i, entry in enumerate(entries) if "fsdp" in entry]
+    replicas = tuple(axis for axis in BATCH_AXES if not any(axis in entry for entry in entries))
+    return _gather(shard, dims[0] if dims else None, replicas, dtype)
 
 
 def gather_param(param: nnx.Variable, dtype: Any) -> jax.Array:
@@ -67,19 +67,30 @@ def gather_weights(state: nnx.State, dtype: Any) -> nnx.State:
     """
 
     def gather(weight: nnx.Variable) -> nnx.Variable:
-        return weight if "experts" in weight.get_metadata("axes") else weight.replace(gather_param(weight, dtype))
+        axes = weight.get_metadata("axes")
+        of_experts = "experts" in axes or "split_experts" in axes
+        return weight if of_experts else weight.replace(gather_param(weight, dtype))
 
     return jax.tree.map(gather, state, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
-def enter_tensor(x: jax.Array) -> jax.Array:
-    """Returns x marked as varying over `tensor`, once per tensor-split block.
+def over_tensor(x: jax.Array) -> bool:
+    """Returns whether x differs over `tensor`: a weight that is split there, or what was computed with one."""
+    return "tensor" in jax.typeof(x).mat.varying
+
+
+def enter_tensor(x: jax.Array, weight: jax.Array) -> jax.Array:
+    """Returns x marked as varying over `tensor`, once per tensor-split block; as it is if the weight is not split.
 
     Its backward is one psum; without it, a psum is emitted at every use of x inside the block.
+
+    Args:
+        x: what enters the block.
+        weight: the first weight of the block that may be split.
     """
-    return lax.pcast(x, "tensor", to="varying")
+    return lax.pcast(x, "tensor", to="varying") if over_tensor(weight) and not over_tensor(x) else x
 
 
 def leave_tensor(x: jax.Array) -> jax.Array:
-    """Returns the sum over `tensor` of the partial results of a tensor-split block."""
-    return lax.psum(x, "tensor")
+    """Returns the sum over `tensor` of the partial results of a tensor-split block; x itself if it is not split."""
+    return lax.psum(x, "tensor") if over_tensor(x) else x

@@ -20,16 +20,18 @@ AXES = ("data", "fsdp", "expert", "tensor")
 BATCH_AXES = ("data", "fsdp", "expert")
 BATCH_SPEC = P(BATCH_AXES)
 
-PARTITION: dict[str, str | None] = {
-    "vocab": None,
+PARTITION: dict[str, str | tuple[str, ...] | None] = {
+    "vocab": "tensor",
     "embed": "fsdp",  # the width of the language model
     "vision_embed": "fsdp",  # the width of the vision tower
     "merge": "fsdp",  # the merger's input: merge_unit * vision width
     "kv": "tensor",  # kv heads, each with its group of query heads
-    "group": None,
+    "group": None,  # query heads of one kv head
     "heads": "tensor",  # vision heads
     "ffn": "tensor",
     "experts": "expert",
+    "split_experts": None,  # placement "split": every shard of `expert` has a slice of every expert
+    "split_ffn": ("expert", "tensor"),
     "routes": None,  # the router's outputs, one per expert
     "head_dim": None,
     "qkv": None,
@@ -38,10 +40,65 @@ PARTITION: dict[str, str | None] = {
     "norm": None,  # every vector as wide as an activation: norms and the biases that are added after a psum
 }
 
+INSTEAD = {"kv": "group"}  # where kv heads do not divide over `tensor`, the query heads of each are split
 
-def partition_spec(axes: Sequence[str], ndim: int) -> P:
-    """Returns the PartitionSpec of a parameter with these logical axes; leading stacked dimensions are replicated."""
-    return P(*[None] * (ndim - len(axes)), *(PARTITION[name] for name in axes))
+
+def mesh_axes(logical: str) -> tuple[str, ...]:
+    """Returns the mesh axes over which the table puts a logical axis."""
+    entry = PARTITION[logical]
+    return entry if isinstance(entry, tuple) else (entry,) if entry else ()
+
+
+def partition_spec(axes: Sequence[str], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> P:
+    """Returns the PartitionSpec of a parameter on a mesh; leading stacked dimensions are replicated.
+
+    A dimension that does not divide over `tensor` stays whole there (and `INSTEAD` names one that may be split for
+    it). Over the other axes the table holds as it is, and `check_divisible` complains.
+
+    Args:
+        axes: logical axes of the last dimensions.
+        shape: of the whole parameter.
+        mesh: the mesh that it is meant for.
+    """
+    sizes = dict(zip(axes, shape[len(shape) - len(axes) :], strict=True))
+    entries = {name: mesh_axes(name) for name in axes}
+    for name, size in sizes.items():
+        if _stays_whole(name, size, mesh):
+            entries[name] = tuple(axis for axis in entries[name] if axis != "tensor")
+            if (other := INSTEAD.get(name)) in sizes and sizes[other] % mesh.shape["tensor"] == 0:
+                entries[other] += ("tensor",)
+    entries = [entry if len(entry) > 1 else entry[0] if entry else None for entry in entries.values()]
+    return P(*[None] * (len(shape) - len(axes)), *entries)
+
+
+def _stays_whole(logical: str, size: int, mesh: Mesh | AbstractMesh) -> bool:
+    """Returns whether a dimension is meant for `tensor` and does not divide over it."""
+    names = mesh_axes(logical)
+    return "tensor" in names and size % math.prod(mesh.shape[name] for name in names) != 0
+
+
+def replicated_dimensions(shapes: Any, axes: Any, mesh: Mesh | AbstractMesh) -> list[str]:
+    """Returns what `tensor` does not split because it does not divide: a line for each such dimension of each block.
+
+    Args:
+        shapes: nested dicts of arrays or ShapeDtypeStructs.
+        axes: their logical axes, as tuples, in dicts of the same structure.
+        mesh: the mesh that they are meant for.
+    """
+    lines, times = {}, mesh.shape["tensor"]
+    names = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, tuple))
+    for (path, leaf), logical in zip(jax.tree_util.tree_leaves_with_path(shapes), names, strict=True):
+        block = jax.tree_util.keystr(path[:-1], simple=True, separator=".")
+        sizes = dict(zip(logical, leaf.shape[len(leaf.shape) - len(logical) :], strict=True))
+        for name, size in sizes.items():
+            if _stays_whole(name, size, mesh):
+                ways = " x ".join(f"{axis} = {mesh.shape[axis]}" for axis in mesh_axes(name))
+                line = f"{block}: {name} = {size} does not divide by config.mesh.{ways}: replicated, "
+                line += f"computed {times} times"
+                if (other := INSTEAD.get(name)) in sizes and sizes[other] % times == 0:
+                    line += f" (weights with {other} = {sizes[other]} are split there instead)"
+                lines[block, name] = max(lines.get((block, name), ""), line, key=len)
+    return list(lines.values())
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -58,9 +115,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return jax.make_mesh(tuple(shape.values()), AXES, axis_types=(AxisType.Explicit,) * 4, devices=devices)
 
 
-def abstract_mesh(config: MeshConfig) -> AbstractMesh:
-    """Returns the mesh without devices, for planning; an axis of -1 takes what the devices that are here leave."""
-    shape = _shape(config, len(jax.devices()))
+def abstract_mesh(config: MeshConfig, devices: int = 0) -> AbstractMesh:
+    """Returns the mesh without devices, for planning.
+
+    Args:
+        config: sizes of the axes; one of -1 takes what the others leave.
+        devices: how many there would be; 0 = those that are here.
+    """
+    shape = _shape(config, devices or len(jax.devices()))
     return AbstractMesh(tuple(shape.values()), AXES, axis_types=(AxisType.Explicit,) * 4)
 
 
@@ -115,12 +177,14 @@ def check_divisible(shapes: Any, specs: Any, mesh: Mesh | AbstractMesh) -> None:
     for (path, leaf), spec in zip(
         jax.tree_util.tree_leaves_with_path(shapes), jax.tree.leaves(specs, is_leaf=is_spec), strict=True
     ):
-        for dimension, axis in enumerate(spec):
-            if axis is not None and leaf.shape[dimension] % mesh.shape[axis]:
+        for dimension, entry in enumerate(spec):
+            names = entry if isinstance(entry, tuple) else (entry,) if entry else ()
+            if leaf.shape[dimension] % math.prod(mesh.shape[axis] for axis in names):
                 name = jax.tree_util.keystr(path, simple=True, separator=".")
+                ways = " x ".join(f"{axis} = {mesh.shape[axis]}" for axis in names)
                 problems.append(
                     f"{name} {leaf.shape}: dimension {dimension} = {leaf.shape[dimension]} does not divide by "
-                    f"config.mesh.{axis} = {mesh.shape[axis]}"
+                    f"config.mesh.{ways}"
                 )
     if problems:
         raise ConfigError("the model does not fit the mesh:\n" + "\n".join(f"  - {p}" for p in problems))

@@ -20,6 +20,7 @@ from moon_jax.data.documents import Document
 from moon_jax.data.pipeline import stream
 from moon_jax.data.tokenizer import Tokenizer
 from moon_jax.models import moon
+from moon_jax.parallel.agreement import total
 from moon_jax.parallel.mesh import BATCH_SPEC, batch_shards, host_shards, place_batch
 
 WINDOW_BATCHES = 64  # documents are sorted by size within so many batches, all of which are planned together
@@ -35,7 +36,7 @@ class Part:
     rows: Int[np.ndarray, " n"]  # the documents' places in the window
     vectors: Float32[np.ndarray, "n d"]  # zeros where a document was left out
     left_out: Mapping[int, str]  # why, by place in the window
-    info: Mapping[str, int]  # counts of this process, see DocumentBatches
+    info: Mapping[str, int]  # counts, see DocumentBatches
 
 
 class EmbeddingError(RuntimeError):
@@ -53,7 +54,7 @@ class Embedder:
         """Prepares the compiled function; parameters are given to each call."""
         self.config, self.mesh, self.tokenizer = config, mesh, tokenizer
         moe = dataclasses.replace(config.moe, capacity_factor=0.0, guided_capacity=0.0)
-        self._graphdef, _, self._specs = moon.abstract(config.model, moe)
+        self._graphdef, _, self._specs = moon.abstract(config.model, moe, mesh)
         self._forward = jax.jit(self._embed, static_argnums=0)
 
     def _embed(self, documents: int, params: Any, batch: Mapping[str, Array]) -> Float[Array, "g e d"]:
@@ -165,7 +166,7 @@ def _fetch(
         out: [G, E, d].
         rows: place in the window of the document in each of the G * E places, -1 = none.
         left_out: why, by place in the window, as far as this process knows.
-        info: counts.
+        info: counts of this process.
         window: number of the window.
         number: of the batch in it.
 
@@ -179,7 +180,7 @@ def _fetch(
             f"{bad.sum()} of {len(bad)} vectors of a batch are not finite: are the weights what they should be?"
         )
     left_out = {int(row): left_out.get(int(row), _ELSEWHERE) for row in rows[~vectors.any(axis=1)]}
-    return Part(window, number, rows, vectors, left_out, info)
+    return Part(window, number, rows, vectors, left_out, total(info))
 
 
 def _check_same_plan(batches: DocumentBatches) -> None:

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import AbstractMesh, Mesh
 
 from moon_jax.config import Config
-from moon_jax.data.packing import batch_shape
+from moon_jax.data.packing import BatchShape, batch_shape
 from moon_jax.parallel.mesh import AXES, abstract_mesh, batch_shards, is_spec
 from moon_jax.training.state import Trainer
 
@@ -29,13 +30,7 @@ def describe(config: Config) -> str:
     total, learning = _count(state.params), trainer.split(state.params)[0]
     active = total - _idle_parameters(config)
     k, batch = config.loss.ring_batches, config.train.batch_size
-    per_device = {
-        "parameters (float32)": _bytes(state.params, trainer.specs, mesh),
-        "gradients (float32)": _bytes(learning, trainer.split(trainer.specs)[0], mesh),
-        "AdamW moments (float32)": _bytes(state.opt_state, trainer.state_specs.opt_state, mesh),
-        "ring": _bytes(state.ring, trainer.state_specs.ring, mesh),
-        "batch": _batch_bytes(shape, config),
-    }
+    per_device = device_bytes(trainer, shape)
     group = config.loss.group_size
     visual = shape.image_slots * shape.slot_patches // config.model.vision.merge_unit
     rows = [
@@ -43,6 +38,7 @@ def describe(config: Config) -> str:
         ("parameters", f"{total:,} ({total / 1e9:.2f} B), of which {active:,} are used by one token"),
         ("trainable", _trainable(_count(learning), total, config)),
         ("mesh", " x ".join(f"{name}={mesh.shape[name]}" for name in AXES) + f" = {mesh.size} devices"),
+        *(("replicated", line) for line in trainer.replicated),
         ("batch", f"{batch} triplets over {shards} shards, {triplets} each"),
         (
             "negatives per query",
@@ -56,6 +52,19 @@ def describe(config: Config) -> str:
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def device_bytes(trainer: Trainer, shape: BatchShape) -> dict[str, int]:
+    """Returns what lies on one device whatever happens there: state, gradients and a batch of this shape, in bytes."""
+    mesh, specs, state = trainer.mesh, trainer.state_specs, trainer.abstract_state()
+    learning = trainer.split(state.params)[0]
+    return {
+        "parameters (float32)": _bytes(state.params, trainer.specs, mesh),
+        "gradients (float32)": _bytes(learning, trainer.split(trainer.specs)[0], mesh),
+        "AdamW moments (float32)": _bytes(state.opt_state, specs.opt_state, mesh),
+        "ring": _bytes(state.ring, specs.ring, mesh),
+        "batch": _batch_bytes(shape, trainer.config),
+    }
 
 
 def _trainable(learning: int, total: int, config: Config) -> str:
@@ -77,7 +86,7 @@ def _idle_parameters(config: Config) -> int:
     return text.num_hidden_layers * (config.moe.experts - config.moe.top_k) * expert
 
 
-def _bytes(tree: Any, specs: Any, mesh: jax.sharding.AbstractMesh) -> int:
+def _bytes(tree: Any, specs: Any, mesh: Mesh | AbstractMesh) -> int:
     sizes = jax.tree.map(
         lambda spec, leaf: math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize // _ways(spec, mesh),
         specs,
@@ -87,11 +96,11 @@ def _bytes(tree: Any, specs: Any, mesh: jax.sharding.AbstractMesh) -> int:
     return sum(jax.tree.leaves(sizes))
 
 
-def _ways(spec: jax.sharding.PartitionSpec, mesh: jax.sharding.AbstractMesh) -> int:
+def _ways(spec: jax.sharding.PartitionSpec, mesh: Mesh | AbstractMesh) -> int:
     names = [name for entry in spec if entry for name in (entry if isinstance(entry, tuple) else (entry,))]
     return math.prod(mesh.shape[name] for name in names)
 
 
-def _batch_bytes(shape: Any, config: Config) -> int:
+def _batch_bytes(shape: BatchShape, config: Config) -> int:
     patches = shape.image_slots * shape.slot_patches
     return 4 * (patches * (config.model.vision.patch_dim + 4) + 7 * shape.rows * shape.row_tokens)

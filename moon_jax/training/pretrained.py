@@ -100,7 +100,7 @@ def open_pretrained(path: str | os.PathLike[str], verify: bool = False) -> Pretr
         opened = _open(folder, verify)
     except CheckpointError as error:
         raise WeightsError(str(error)) from error
-    _, shapes, _ = moon.abstract(opened.spec.model, opened.spec.moe)
+    shapes = moon.abstract_params(opened.spec.model, opened.spec.moe)
     with contextlib.ExitStack() as stack:
         stack.push(opened)
         check(opened.source, {name: shape.shape for name, shape in named(shapes).items()})

@@ -6,6 +6,7 @@ are differentiated: they get no gradient, no reduce-scatter and no moments, and 
 """
 
 import functools
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,15 +16,22 @@ import optax
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 from moon_jax.config import Config, ConfigError
 from moon_jax.contrastive import ring as rings
 from moon_jax.contrastive.loss import Triplets, info_nce
 from moon_jax.models import moon
-from moon_jax.moe.layer import router_losses
-from moon_jax.parallel.mesh import BATCH_AXES, BATCH_SPEC, batch_shards, check_divisible, shardings
-from moon_jax.training.optim import join, optimizer, schedule, split_frozen
+from moon_jax.moe.router_stats import router_losses
+from moon_jax.parallel.mesh import (
+    BATCH_AXES,
+    BATCH_SPEC,
+    batch_shards,
+    check_divisible,
+    replicated_dimensions,
+    shardings,
+)
+from moon_jax.training.optim import hold_routers, join, optimizer, schedule, split_frozen
 from moon_jax.weights.source import Source, place
 
 
@@ -42,6 +50,7 @@ class Trainer:
     Attributes:
         shapes: ShapeDtypeStructs of the parameters, nested dicts.
         specs: their PartitionSpecs.
+        replicated: a line for each dimension that `tensor` does not split, to be shown to the user.
         state_specs: PartitionSpecs of a whole TrainState.
     """
 
@@ -52,15 +61,16 @@ class Trainer:
             ConfigError: a parameter or the batch does not divide over the mesh.
         """
         self.config, self.mesh = config, mesh
-        self.graphdef, self.shapes, self.specs = moon.abstract(config.model, config.moe)
+        self.graphdef, self.shapes, self.specs = moon.abstract(config.model, config.moe, mesh)
         check_divisible(self.shapes, self.specs, mesh)
+        self.replicated = replicated_dimensions(self.shapes, moon.logical_axes(config.model, config.moe), mesh)
         shards = batch_shards(mesh)
         if config.train.batch_size % shards:
             raise ConfigError(
                 f"config.train.batch_size {config.train.batch_size} does not divide by the {shards} batch shards "
                 f"of the mesh (data x fsdp x expert)"
             )
-        self.optimizer = optimizer(config.train)
+        self.optimizer = optimizer(config.train, config.moe.frozen_router_steps)
         self.state_specs = self._state_specs()
 
     def split(self, params: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -69,9 +79,10 @@ class Trainer:
 
     def _state_specs(self) -> TrainState:
         opt_shapes = jax.eval_shape(self.optimizer.init, self.split(self.shapes)[0])
+        masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
         opt_specs = optax.tree_map_params(
-            self.optimizer, lambda _, spec: spec, opt_shapes, self.split(self.specs)[0],
-            transform_non_params=lambda _: P(),
+            self.optimizer, lambda shape, spec: shape if masked(shape) else spec, opt_shapes,
+            self.split(self.specs)[0], transform_non_params=lambda _: P(), is_leaf=masked,
         )  # fmt: skip
         ring = rings.SPECS if self.config.loss.ring_batches else None
         return TrainState(P(), self.specs, opt_specs, ring)
@@ -121,13 +132,14 @@ class Trainer:
         loss_fn = jax.shard_map(
             functools.partial(self._loss, documents),
             mesh=self.mesh,
-            in_specs=(*self.split(self.specs), BATCH_SPEC, self.state_specs.ring),
+            in_specs=(*self.split(self.specs), BATCH_SPEC, self.state_specs.ring, P()),
             out_specs=(P(), (P(), P(None, BATCH_AXES), P(None, BATCH_AXES))),
         )
         learning, frozen = self.split(state.params)
         (loss, (metrics, entries, products)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-            learning, frozen, dict(batch), state.ring
+            learning, frozen, dict(batch), state.ring, self._noise_key(state.step)
         )
+        gradients = hold_routers(gradients, state.step, self.config.moe.frozen_router_steps)
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, learning)
         params = join(optax.apply_updates(learning, updates), frozen)
         ring = state.ring
@@ -141,9 +153,25 @@ class Trainer:
         }
         return TrainState(state.step + 1, params, opt_state, ring), metrics
 
-    def _loss(self, documents: int, learning: Any, frozen: Any, batch: Mapping[str, Array], ring: rings.Ring | None):
+    def _noise_key(self, step: Array) -> Key[Array, ""] | None:
+        """Returns the key of the router noise of a step, by train.seed and the step alone: a resumed run goes on."""
+        config = self.config
+        if not (config.moe.experts and config.moe.router_noise):
+            return None
+        key = jax.random.fold_in(jax.random.key(config.train.seed), zlib.crc32(b"router noise"))
+        return jax.random.fold_in(key, step)
+
+    def _loss(
+        self,
+        documents: int,
+        learning: Any,
+        frozen: Any,
+        batch: Mapping[str, Array],
+        ring: rings.Ring | None,
+        noise_key: Key[Array, ""] | None,
+    ):
         batch = {name: array[0] for name, array in batch.items()}  # the shard axis, of length 1 in here
-        embeddings, stats = nnx.merge(self.graphdef, join(learning, frozen)).embed(batch, documents)
+        embeddings, stats = nnx.merge(self.graphdef, join(learning, frozen)).embed(batch, documents, noise_key)
         parts = [embeddings[batch[name]] for name in ("query", "positive", "negative")]
         triplets = Triplets(*parts, batch["positive_product"], batch["negative_product"])
         loss, metrics = info_nce(triplets, ring, self.config.loss)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moon_jax.config import Config, ConfigError, DataConfig, ModelConfig, MoEConfig, PromptConfig, resolve, to_dict
-from moon_jax.data.images import MEAN, STD
+from moon_jax.data.patches import MEAN, STD
 from moon_jax.weights.source import WeightsError
 
 # [ours] Around a document for a model that was not trained with another prompt: one turn of Qwen's chat form.

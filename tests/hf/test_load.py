@@ -15,7 +15,7 @@ from moon_jax.hf import load as hf_load
 from moon_jax.hf.config import LoadError, read_config
 from moon_jax.hf.load import HFSource, load_params
 from moon_jax.hf.names import LAYOUTS, find_layout, table
-from moon_jax.models.moon import abstract
+from moon_jax.models.moon import abstract_params
 from moon_jax.weights.source import LM_HEAD, Leaf, WeightsError, named
 
 
@@ -101,7 +101,7 @@ def test_names_decide_the_layout_whatever_the_config_looks_like(tmp_path, layout
 def test_the_tree_is_the_models(tmp_path):
     write(tmp_path, tensors())
     model, _ = read_config(tmp_path)
-    _, shapes, _ = abstract(model, MoEConfig(experts=0))
+    shapes = abstract_params(model, MoEConfig(experts=0))
     ours = jax.tree.map(np.shape, load(tmp_path), is_leaf=lambda x: isinstance(x, np.ndarray))
     assert ours == jax.tree.map(lambda s: s.shape, shapes)
 
@@ -248,7 +248,7 @@ def test_experts_are_stacked_behind_the_layers(tmp_path):
     moe = MoEConfig(experts=4)
     config, _ = read_config(tmp_path)
     params = load_params(tmp_path, config, moe)
-    shapes = jax.tree.map(lambda s: s.shape, abstract(config, moe)[1])
+    shapes = jax.tree.map(lambda s: s.shape, abstract_params(config, moe))
     assert jax.tree.map(np.shape, params, is_leaf=lambda x: isinstance(x, np.ndarray)) == shapes
     ours = params["text"]["layers"]["moe"]
     for i in range(3):

@@ -1,4 +1,4 @@
-"""The next-token loss against the formula in float64, on one device and on many."""
+"""The tables of the vocabulary, split and whole; the next-token loss against the formula in float64."""
 
 import functools
 
@@ -56,7 +56,7 @@ def run(shape, chosen):
     def shard(hidden, head, *rest):
         return heads.next_token_loss(hidden, heads.gather_head(head, "float32"), *rest)
 
-    specs = (BATCH_SPEC, heads.SPEC, *[BATCH_SPEC] * 3)
+    specs = (BATCH_SPEC, heads.head_spec(head.shape, mesh), *[BATCH_SPEC] * 3)
     mapped = jax.shard_map(shard, mesh=mesh, in_specs=specs, out_specs=(P(), P()))
     arrays = (hidden, head, tokens, segments, chosen)
     placed = [jax.device_put(x, NamedSharding(mesh, spec)) for x, spec in zip(arrays, specs, strict=True)]
@@ -104,3 +104,46 @@ def test_the_logits_of_all_tokens_never_exist_at_once():
         ]
         memory = fn.lower(*placed).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 4 * heads.CHUNK * vocab * 4
+
+
+def on_table(function, shape, x, table):
+    """Returns function(x, the gathered table) and the gradient of its sum over the table, if it has one."""
+    mesh = mesh_of(shape)
+    spec = heads.head_spec(table.shape, mesh)
+    mapped = jax.shard_map(
+        lambda x, shard: function(x, heads.gather_head(shard, "float32")),
+        mesh=mesh, in_specs=(BATCH_SPEC, spec), out_specs=BATCH_SPEC,
+    )  # fmt: skip
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(x, NamedSharding(mesh, BATCH_SPEC)), jax.device_put(table, NamedSharding(mesh, spec))
+        out = np.asarray(jax.jit(mapped)(*placed))
+        if out.dtype == np.int32:
+            return out, None
+        return out, np.asarray(jax.jit(jax.grad(lambda table: (mapped(placed[0], table) ** 2).sum()))(placed[1]))
+
+
+@pytest.mark.parametrize("vocab", [40, 39])
+@pytest.mark.parametrize("shape", [ONE, (2, 1, 1, 4)], ids=name_of)
+def test_a_token_is_looked_up_where_it_is(shape, vocab):
+    """40 tokens are split over 4 devices, 39 are not; every token is asked for, some of them twice."""
+    r = np.random.default_rng(1)
+    table, tokens = r.normal(size=(vocab, D)).astype(np.float32), r.permutation(64).astype(np.int32) % vocab
+    out, gradient = on_table(heads.look_up, shape, tokens, table)
+    np.testing.assert_array_equal(out, table[tokens])
+    np.testing.assert_allclose(gradient, 2 * table * np.bincount(tokens, minlength=vocab)[:, None], rtol=1e-6)
+
+
+@pytest.mark.parametrize("vocab", [40, 39])
+@pytest.mark.parametrize("shape", [ONE, (2, 1, 1, 4)], ids=name_of)
+def test_the_likeliest_token(shape, vocab):
+    """The first of those that share the largest logit, on whatever device they are."""
+    r = np.random.default_rng(2)
+    table = r.integers(-2, 3, (vocab, D)).astype(np.float32)
+    table[[7, 25, 38]] = table[12] = 3.0  # the same logits, on all four devices
+    hidden = r.integers(-2, 3, (64, D)).astype(np.float32)
+    hidden[:8] = np.abs(hidden[:8]) + 1
+    out, _ = on_table(heads.likeliest, shape, hidden, table)
+    expected = np.argmax(hidden @ table.T, axis=1)
+    assert (expected[:8] == 7).all()
+    assert len(np.unique(expected)) > 10
+    np.testing.assert_array_equal(out, expected)

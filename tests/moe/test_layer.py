@@ -1,6 +1,7 @@
 """The guided MoE layer against the paper's equation, and its statistics against a count by hand, on several meshes."""
 
 import functools
+import json
 
 import jax
 import numpy as np
@@ -12,7 +13,9 @@ from meshes import ONE, QUICK, assert_close, mesh_of, name_of
 
 from moon_jax.config import MoEConfig, Role
 from moon_jax.models.layers import gathered
-from moon_jax.moe.layer import GuidedMoE, RouterStats, router_losses
+from moon_jax.moe.layer import GuidedMoE
+from moon_jax.moe.router_stats import ROLES, RouterStats, router_losses, shortened
+from moon_jax.moe.routing import noise_keys
 from moon_jax.parallel.mesh import BATCH_SPEC, partition_spec
 
 R, S, D, F, N = 16, 5, 16, 12, 8
@@ -54,18 +57,26 @@ def expected(x, roles, params, config):
     logits = tokens @ p["router"]
     visited = visits(logits, roles, config)
     out = np.zeros_like(tokens)
-    load = np.zeros(N)
+    load, by_role, of_role = np.zeros(N), np.zeros((6, N)), np.zeros(6)
     for t, weights in enumerate(visited):
+        row = roles[t] - 1  # other, image, core, title, category, attribute
+        if row >= 0:
+            of_role[row] += 1
         for e, weight in weights.items():
             a = tokens[t] @ p["gate"][e]
             out[t] += weight * ((a / (1 + np.exp(-a)) * (tokens[t] @ p["up"][e])) @ p["down"][e])
             load[e] += 1
+            by_role[row, e] += 1
     valid = roles != Role.PADDING
     general = np.exp(logits[valid][:, GENERAL])
     probability = general / general.sum(1, keepdims=True)
     fraction = load[GENERAL] / max(load[GENERAL].sum(), 1)
     health = {
         "router/load": load / valid.sum(),
+        "router/load_by_role": by_role / np.maximum(of_role, 1)[:, None],
+        "router/role_tokens": of_role,
+        "router/imbalance": load.max() / load.mean(),
+        "router/general_imbalance": load[GENERAL].max() / load[GENERAL].mean(),
         "router/entropy": -(probability * np.log(probability)).sum(1).mean(),
         "router/category_tokens": load[0],
         "router/attribute_tokens": load[4],
@@ -76,33 +87,48 @@ def expected(x, roles, params, config):
     return out.reshape(x.shape), health
 
 
+def assert_health(health, counts):
+    assert set(health) == set(counts)
+    for name, value in counts.items():
+        got = (
+            health[name] if name in ("router/role_tokens", "router/balance_loss", "router/z_loss") else health[name][0]
+        )
+        np.testing.assert_allclose(got, value, rtol=2e-5, err_msg=name)
+
+
 @functools.cache
 def compiled(shape, config):
-    """Returns (params, x, roles) -> (out, auxiliary loss, health), and the gradients of <out, x> + auxiliary loss."""
+    """Returns (params, x, roles, seed) -> (out, auxiliary, health), and the gradients of <out, x> + auxiliary loss.
+
+    With `config.router_noise` the noise is drawn from the seed.
+    """
     mesh = mesh_of(shape)
     graphdef, state = nnx.split(GuidedMoE(D, F, 1, config, nnx.Rngs(params=0)))
-    specs = {path[0]: partition_spec(p.get_metadata("axes"), p[...].ndim) for path, p in nnx.to_flat_state(state)}
+    specs = {
+        path[0]: partition_spec(p.get_metadata("axes"), p[...].shape, mesh) for path, p in nnx.to_flat_state(state)
+    }
 
-    def local(params, x, roles):
-        out, stats = gathered(nnx.merge(graphdef, params), x.dtype)(x, roles)
+    def local(params, x, roles, key):
+        noise_key = noise_keys(key, 1)[0] if config.router_noise else None
+        out, stats = gathered(nnx.merge(graphdef, params), x.dtype)(x, roles, noise_key)
         auxiliary, health = router_losses(RouterStats(*(s[None] for s in stats)), config)
         return out, auxiliary, health
 
     sharded = jax.shard_map(
-        local, mesh=mesh, in_specs=(specs, BATCH_SPEC, BATCH_SPEC), out_specs=(BATCH_SPEC, P(), P())
+        local, mesh=mesh, in_specs=(specs, BATCH_SPEC, BATCH_SPEC, P()), out_specs=(BATCH_SPEC, P(), P())
     )
 
-    def objective(params, x, roles):
-        out, auxiliary, health = sharded(params, x, roles)
+    def objective(params, x, roles, key):
+        out, auxiliary, health = sharded(params, x, roles, key)
         return (out * x).sum() + auxiliary, (out, auxiliary, health)
 
     fn = jax.jit(jax.value_and_grad(objective, has_aux=True), compiler_options=QUICK)
 
-    def run(params, x, roles):
+    def run(params, x, roles, seed=0):
         put = lambda leaf, spec: jax.device_put(leaf, NamedSharding(mesh, spec))  # noqa: E731
         with jax.set_mesh(mesh):
             args = {k: put(v, specs[k]) for k, v in params.items()}, put(x, BATCH_SPEC), put(roles, BATCH_SPEC)
-            (_, outputs), gradients = fn(*args)
+            (_, outputs), gradients = fn(*args, jax.random.key(seed))
         return *jax.tree.map(np.asarray, outputs), jax.tree.map(np.asarray, gradients)
 
     return run
@@ -116,8 +142,7 @@ def test_the_equation(gate, guided):
     out, _, health, _ = compiled((2, 2, 2, 1), config)(params, x, roles)
     want, counts = expected(x, roles, params, config)
     assert_close(out, want, 1e-5)
-    for name, value in counts.items():
-        np.testing.assert_allclose(health[name][0] if np.ndim(health[name]) else health[name], value, rtol=2e-5)
+    assert_health(health, counts)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=name_of)
@@ -130,9 +155,7 @@ def test_statistics_do_not_depend_on_the_devices(shape):
     want, counts = expected(x, roles, params, config)
     assert_close(out, want, 1e-5)
     assert not out[:4].any()
-    assert set(health) == set(counts)
-    for name, value in counts.items():
-        np.testing.assert_allclose(health[name][0] if np.ndim(health[name]) else health[name], value, rtol=2e-5)
+    assert_health(health, counts)
     balance, z = counts["router/balance_loss"], counts["router/z_loss"]
     assert float(auxiliary) == pytest.approx(0.3 * balance + 0.2 * z, rel=1e-5)
     one = compiled(ONE, config)(params, x, roles)[3]
@@ -181,6 +204,7 @@ def test_only_padding():
     assert not out.any()
     assert float(auxiliary) == 0
     assert all(np.isfinite(h).all() for h in health.values())
+    assert not health["router/imbalance"].any()
     assert not any(g.any() for g in gradients.values())
 
 
@@ -211,3 +235,75 @@ def test_a_uniform_router_has_balance_loss_one():
     assert health["router/balance_loss"] == pytest.approx(1, abs=1e-6)
     np.testing.assert_allclose(health["router/entropy"], np.log(6), rtol=1e-6)
     np.testing.assert_allclose(health["router/z_loss"], np.log(8) ** 2, rtol=1e-6)
+
+
+def test_the_roles_in_their_order():
+    assert [role.name for role in ROLES] == ["OTHER", "IMAGE", "CORE", "TITLE", "CATEGORY", "ATTRIBUTE"]
+
+
+# Router noise --------------------------------------------------------------------------------------------------------
+
+NOISY = MoEConfig(balance_loss=0.3, z_loss=0.2, router_noise=1.0)
+QUIET = MoEConfig(balance_loss=0.3, z_loss=0.2)
+UNMOVED = ("router/balance_loss", "router/z_loss", "router/entropy", "router/role_tokens", "router/category_tokens")
+
+
+def test_noise_moves_the_choice_and_neither_the_losses_nor_the_guided_experts():
+    x, roles, params = draw(9)
+    out, auxiliary, health, _ = compiled((1, 2, 2, 2), NOISY)(params, x, roles, seed=1)
+    quiet_out, quiet_auxiliary, quiet, _ = compiled((1, 2, 2, 2), QUIET)(params, x, roles)
+    assert float(auxiliary) == float(quiet_auxiliary) > 0
+    for name in UNMOVED:
+        np.testing.assert_array_equal(health[name], quiet[name], err_msg=name)
+    moved = (health["router/load_by_role"] != quiet["router/load_by_role"]).any(axis=(0, 1))
+    assert moved.tolist() == [e in GENERAL for e in range(N)]
+    np.testing.assert_allclose(health["router/load"][0, GENERAL].sum(), 2, rtol=1e-6)
+    assert (out != quiet_out).any()
+
+
+def test_noise_is_of_the_seed_and_of_the_batch_shard_and_the_same_over_tensor():
+    """The same tokens in every batch shard: equal without noise; with it each shard has its own."""
+    x, roles, params = draw(10)
+    x, roles = (np.tile(a[: R // 4], (4, *[1] * (a.ndim - 1))) for a in (x, roles))
+    parts = lambda out: out.reshape(4, R // 4, S, D)  # noqa: E731
+    out = compiled((1, 2, 2, 2), NOISY)(params, x, roles, seed=1)
+    noisy = parts(out[0])
+    assert all((noisy[a] != noisy[b]).any() for a in range(4) for b in range(a))
+    again = compiled((1, 2, 2, 2), NOISY)(params, x, roles, seed=1)
+    np.testing.assert_array_equal(out[0], again[0])
+    assert (out[0] != compiled((1, 2, 2, 2), NOISY)(params, x, roles, seed=2)[0]).any()
+    other = compiled((4, 1, 1, 1), NOISY)(params, x, roles, seed=1)  # as many batch shards, without tensor
+    assert_close(out[0], other[0], 1e-5)
+    for name, gradient in out[3].items():
+        assert_close(gradient, other[3][name], 1e-5, name)
+
+
+def test_noise_has_the_deviation_that_is_set():
+    """A router of zeros leaves the choice to the noise: even loads. An expert ahead by 2 deviations: by simulation."""
+    x, roles, params = draw(11)
+    roles[:] = Role.TITLE
+    x[:] = 1.0
+    params["router"][:] = 0
+    even = sum(compiled(ONE, NOISY)(params, x, roles, seed)[2]["router/load"][0] for seed in range(20)) / 20
+    np.testing.assert_allclose(even[GENERAL], 1 / 3, atol=0.06)  # 1,600 draws: 5 deviations of a share
+    params["router"][:, 3] = 2.0 / D
+    ahead = sum(compiled(ONE, NOISY)(params, x, roles, seed)[2]["router/load"][0, 3] for seed in range(20)) / 20
+    r = np.random.default_rng(0).normal(size=(400_000, 6))
+    r[:, 0] += 2
+    assert ahead == pytest.approx((np.argsort(-r)[:, :2] == 0).any(1).mean(), abs=0.02)
+
+
+def test_lines_of_the_log_are_short():
+    x, roles, params = draw(12)
+    health = compiled(ONE, MoEConfig())(params, x, roles)[2]
+    health = {
+        name: np.repeat(h, 36, axis=0) if np.ndim(h) and "role_t" not in name else h for name, h in health.items()
+    }
+    line = shortened(health | {"loss": np.float32(1)})
+    assert set(line) == set(health) | {"loss"}
+    np.testing.assert_allclose(line["router/load_by_role"], health["router/load_by_role"][0], atol=5.1e-5)
+    np.testing.assert_allclose(line["router/load"], health["router/load"], atol=5.1e-5)
+    assert line["router/load"].shape == (36, 8)
+    text = json.dumps({name: np.asarray(line[name]).tolist() for name in ("router/load", "router/load_by_role")})
+    assert len(text) < 3000
+    assert shortened({"loss": np.float32(1)}) == {"loss": np.float32(1)}

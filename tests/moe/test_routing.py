@@ -114,3 +114,42 @@ def test_huge_logits_stay_finite():
         config = dataclasses.replace(MoEConfig(), gate=gate)
         _, weights = route(jnp.asarray(logits) * 1e4, jnp.asarray(roles), config)
         assert np.isfinite(weights).all()
+
+
+@pytest.mark.parametrize("gate", ["softmax_active", "softmax_all"])
+def test_noise_chooses_and_does_not_weigh(gate):
+    """The same experts as for the noisy logits, with the weights of the raw ones."""
+    config = MoEConfig(gate=gate)
+    logits, roles = draw(8, seed=3)
+    noise = np.random.default_rng(4).normal(size=(T, 6)).astype(np.float32) * 3
+    general = general_experts(8)
+    noisy = logits.copy()
+    noisy[:, general] += noise
+    ids, weights = route(jnp.asarray(logits), jnp.asarray(roles), config, jnp.asarray(noise))
+    chosen, _ = route(jnp.asarray(noisy), jnp.asarray(roles), config)
+    np.testing.assert_array_equal(ids, chosen)
+    quiet, _ = route(jnp.asarray(logits), jnp.asarray(roles), config)
+    assert (np.asarray(ids) != np.asarray(quiet)).any()
+    for t in range(T):
+        taken = [int(e) for e in ids[t] if e < 8]
+        total = math.fsum(math.exp(logits[t, e]) for e in (taken if gate == "softmax_active" else range(8)))
+        want = [math.exp(logits[t, e]) / total if e < 8 else 0.0 for e in ids[t].tolist()]
+        assert weights[t].tolist() == pytest.approx(want, rel=1e-5)
+
+
+def test_the_choice_has_no_gradient():
+    """With noise or without: the slope of the weights at fixed choices, by central differences in float64."""
+    logits, roles = draw(8, seed=5)
+    noise = np.random.default_rng(6).normal(size=(T, 6)).astype(np.float32)
+    to = np.random.default_rng(7).normal(size=(T, 3))
+    ids = np.asarray(route(jnp.asarray(logits), jnp.asarray(roles), MoEConfig(), jnp.asarray(noise))[0])
+
+    def value(x):
+        exp = np.where(ids < 8, np.exp(np.take_along_axis(x, np.minimum(ids, 7), axis=1)), 0)
+        return (exp / np.maximum(exp.sum(1, keepdims=True), 1e-30) * to).sum()
+
+    gradient = jax.grad(lambda x: (route(x, jnp.asarray(roles), MoEConfig(), jnp.asarray(noise))[1] * to).sum())
+    direction = np.random.default_rng(8).normal(size=logits.shape)
+    x = logits.astype(np.float64)
+    slope = (value(x + 1e-5 * direction) - value(x - 1e-5 * direction)) / 2e-5
+    assert float((np.asarray(gradient(jnp.asarray(logits))) * direction).sum()) == pytest.approx(slope, rel=1e-4)

@@ -28,7 +28,7 @@ from moon_jax.training.state import Trainer
 
 # Shapes are those of the tiny config: V = 96, D = Dv = 32, F = 48, K = 2 kv heads of g = 2, hd = 8 (vision: 2 of 16).
 GOLDEN = {
-    "text.embed": ((96, 32), P(None, "fsdp")),
+    "text.embed": ((96, 32), P("tensor", "fsdp")),
     "text.norm": ((32,), P(None)),
     "text.layers.norm1": ((2, 32), P(None, None)),
     "text.layers.norm2": ((2, 32), P(None, None)),
@@ -64,13 +64,16 @@ GOLDEN = {
 }
 
 
-def specs_of(config):
-    return leaves(moon.abstract(config.model, config.moe)[2])
+WHOLE = (1, 2, 2, 2)  # every dimension divides
+
+
+def specs_of(config, shape=WHOLE):
+    return leaves(moon.abstract(config.model, config.moe, mesh_of(shape))[2])
 
 
 def test_every_parameter_has_its_shape_and_place():
     config = tiny_config()
-    _, shapes, specs = moon.abstract(config.model, config.moe)
+    _, shapes, specs = moon.abstract(config.model, config.moe, mesh_of(WHOLE))
     assert {name: (leaf.shape, leaves(specs)[name]) for name, leaf in leaves(shapes).items()} == GOLDEN
 
 
@@ -81,7 +84,7 @@ def test_the_dense_ffn_has_its_place():
     assert specs["text.layers.ffn.down"] == P(None, "tensor", "fsdp")
 
 
-@pytest.mark.parametrize(("logical", "mesh_axis"), [("vocab", "tensor"), ("embed", None), ("experts", None)])
+@pytest.mark.parametrize(("logical", "mesh_axis"), [("vocab", None), ("embed", None), ("experts", None)])
 def test_the_table_is_all_there_is_to_change(monkeypatch, logical, mesh_axis):
     config = tiny_config()
     before = specs_of(config)
@@ -95,23 +98,39 @@ def test_the_table_is_all_there_is_to_change(monkeypatch, logical, mesh_axis):
     experts = {"text.layers.moe.gate", "text.layers.moe.up", "text.layers.moe.down"}
     assert changed == {"vocab": {"text.embed"}, "embed": embed, "experts": experts}[logical]
     if logical == "vocab":
-        assert after["text.embed"] == P("tensor", "fsdp")
+        assert after["text.embed"] == P(None, "fsdp")
 
 
 def test_the_table_reaches_state_and_optimizer(monkeypatch):
     monkeypatch.setitem(PARTITION, "embed", None)
     trainer = Trainer(tiny_config(), mesh_of((2, 2, 2, 1)))
     for specs in (trainer.specs, trainer.state_specs.params):
-        assert leaves(specs)["text.embed"] == P(None, None)
+        assert leaves(specs)["text.embed"] == P("tensor", None)
     moments = [spec for name, spec in leaves(trainer.state_specs.opt_state).items() if name.endswith("text.embed")]
-    assert moments == [P(None, None)] * 2
+    assert moments == [P("tensor", None)] * 2
 
 
 def test_partition_spec_leaves_stacked_axes_whole():
-    assert partition_spec(("embed", "ffn"), 2) == P("fsdp", "tensor")
-    assert partition_spec(("embed", "ffn"), 4) == P(None, None, "fsdp", "tensor")
+    mesh = mesh_of(WHOLE)
+    assert partition_spec(("embed", "ffn"), (8, 8), mesh) == P("fsdp", "tensor")
+    assert partition_spec(("embed", "ffn"), (3, 3, 8, 8), mesh) == P(None, None, "fsdp", "tensor")
     with pytest.raises(KeyError):
-        partition_spec(("no such axis",), 1)
+        partition_spec(("no such axis",), (8,), mesh)
+
+
+def test_a_dimension_over_several_axes():
+    """The slices of experts: over `expert` and then over `tensor`, as far as they divide."""
+    axes = ("split_experts", "embed", "split_ffn")
+    spec = lambda ffn, shape: partition_spec(axes, (8, 32, ffn), mesh_of(shape))  # noqa: E731
+    assert spec(48, (1, 1, 2, 4)) == P(None, "fsdp", ("expert", "tensor"))
+    assert spec(44, (1, 1, 2, 4)) == P(None, "fsdp", "expert")
+    for ffn, shape, ways in ((45, (1, 1, 2, 4), "expert = 2"), (45, (1, 1, 2, 1), "expert = 2")):
+        leaf = {"gate": jax.ShapeDtypeStruct((8, 32, ffn), np.float32)}
+        with pytest.raises(ConfigError, match=rf"gate .*dimension 2 = {ffn} does not divide by config.mesh.{ways}$"):
+            check_divisible(leaf, {"gate": spec(ffn, shape)}, mesh_of(shape))
+    both = {"gate": P(None, None, ("expert", "tensor"))}
+    with pytest.raises(ConfigError, match=r"dimension 2 = 44 does not divide by config.mesh.expert = 2 x tensor = 4$"):
+        check_divisible({"gate": jax.ShapeDtypeStruct((8, 32, 44), np.float32)}, both, mesh_of((1, 1, 2, 4)))
 
 
 def test_axes_are_explicit_and_in_order():
@@ -167,12 +186,10 @@ def test_check_divisible_names_everything():
 
 
 def test_a_trainer_refuses_before_it_compiles():
-    with pytest.raises(ConfigError) as error:  # 2 kv heads and 2 vision heads on 4 devices; F = 48 and V fit
-        Trainer(tiny_config(), mesh_of((1, 1, 2, 4)))
+    with pytest.raises(ConfigError) as error:  # 6 experts on 4 devices; all else fits
+        Trainer(tiny_config(moe__experts=6), mesh_of((1, 2, 4, 1)))
     refused = re.findall(r"- (\S+) \(", str(error.value))
-    kv = ["text.layers.k", "text.layers.k_bias", "text.layers.q", "text.layers.q_bias", "text.layers.v"]
-    vision = ["vision.blocks.proj", "vision.blocks.qkv", "vision.blocks.qkv_bias"]
-    assert refused == sorted([*kv, "text.layers.o", "text.layers.v_bias", *vision])
+    assert refused == ["text.layers.moe.down", "text.layers.moe.gate", "text.layers.moe.up"]
     with pytest.raises(ConfigError, match=r"batch_size 12 does not divide by the 8 batch shards"):
         Trainer(tiny_config(train__batch_size=12), mesh_of((2, 2, 2, 1)))
 

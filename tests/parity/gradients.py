@@ -48,7 +48,7 @@ def of_next_tokens(pair: measures.Pair, answers: Sequence[int], mesh: Mesh | Non
     config, mesh = pair.ours.config, mesh or ours.one_device()
     theirs = _torch_loss(pair, answers)
     prompts = [dataclasses.replace(p, answer_tokens=n) for p, n in zip(pair.encoded, answers, strict=True)]
-    graphdef, _, specs = abstract(config, ours.DENSE)
+    graphdef, _, specs = abstract(config, ours.DENSE, mesh)
 
     def shard(trained, batch):
         batch = {name: array[0] for name, array in batch.items()}
@@ -56,7 +56,8 @@ def of_next_tokens(pair: measures.Pair, answers: Sequence[int], mesh: Mesh | Non
 
     trained, in_specs = {"params": ours.place_params(pair.ours.params, config, mesh=mesh)}, {"params": specs}
     if pair.ours.head is not None:
-        trained["head"], in_specs["head"] = ours.place_head(pair.ours, mesh), heads.SPEC
+        trained["head"] = ours.place_head(pair.ours, mesh)
+        in_specs["head"] = heads.head_spec(pair.ours.head.shape, mesh)
     loss = jax.shard_map(shard, mesh=mesh, in_specs=(in_specs, BATCH_SPEC), out_specs=(P(), P()))
     with jax.set_mesh(mesh):
         batch = place_batch(ours.rows_of(prompts, config.vision, "left", mesh), mesh)

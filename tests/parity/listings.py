@@ -11,7 +11,7 @@ from cases import Sizes
 from PIL import Image, ImageOps
 from transformers import AutoTokenizer
 
-from moon_jax.data import images, prompts, tokenizer
+from moon_jax.data import picture_files, prompts, tokenizer
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 PROMPT = SYSTEM + "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
@@ -87,7 +87,7 @@ def prepare(folder: pathlib.Path) -> measures.Pair:
         with Image.open(folder / name) as image:
             image.load()
             upright[name] = ImageOps.exif_transpose(image) if "exif" in name else image
-        pictures[name] = ours.prepare(images.load(str(folder / name)), model.config.vision)
+        pictures[name] = ours.prepare(picture_files.load(str(folder / name)), model.config.vision)
 
     names, (before, after) = list(FILES), PROMPT
     chats = [((name,), text) for name, text in zip(names, TEXTS, strict=True)] + [((names[1], names[-1]), TEXTS[-1])]

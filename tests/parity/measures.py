@@ -13,7 +13,7 @@ from replay import Routes
 
 from moon_jax.config import MoEConfig, Role
 from moon_jax.data.prompts import EncodedPrompt
-from moon_jax.models.moon import abstract
+from moon_jax.models.moon import abstract_params
 
 FLOAT32 = 2e-4  # max |difference| / rms
 PIXELS = 2e-5
@@ -146,7 +146,7 @@ def moe_cosine(pair: Pair, moe: MoEConfig, seed: int = 0) -> tuple[float, float,
         seed: of router and experts.
     """
     rng = np.random.default_rng(seed)
-    shapes = abstract(pair.ours.config, moe)[1]["text"]["layers"]["moe"]
+    shapes = abstract_params(pair.ours.config, moe)["text"]["layers"]["moe"]
     drawn = {n: rng.normal(size=s.shape) * (1.0 if n == "router" else s.shape[-2] ** -0.5) for n, s in shapes.items()}
     layers = {n: w for n, w in pair.ours.params["text"]["layers"].items() if n != "ffn"}
     layers["moe"] = {name: weight.astype(np.float32) for name, weight in drawn.items()}

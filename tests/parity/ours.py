@@ -10,12 +10,13 @@ import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from oracle import IMAGE_PAD, Expected
 from PIL import Image
 
 from moon_jax.config import MeshConfig, ModelConfig, MoEConfig, Role, VisionConfig
 from moon_jax.data.documents import EncodedDocument
-from moon_jax.data.images import Picture, patchify
+from moon_jax.data.patches import Picture, patchify
 from moon_jax.data.packing import BatchShape, pack
 from moon_jax.data.prompts import EncodedPrompt, prompt_batch, prompt_shape
 from moon_jax.hf.config import read_config
@@ -23,7 +24,7 @@ from moon_jax.hf.load import HFSource
 from moon_jax.models import head as heads
 from moon_jax.models.generate import NOTHING, Generator
 from moon_jax.models.moon import abstract
-from moon_jax.parallel.mesh import BATCH_SPEC, batch_shards, host_shards, make_mesh, place_batch, shardings
+from moon_jax.parallel.mesh import BATCH_AXES, BATCH_SPEC, batch_shards, host_shards, make_mesh, place_batch, shardings
 from moon_jax.weights.source import LM_HEAD, nested
 
 DENSE = MoEConfig(experts=0)
@@ -99,14 +100,16 @@ def place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 def place_params(params: Any, config: ModelConfig, moe: MoEConfig = DENSE, mesh: Mesh | None = None) -> Any:
     """The loaded arrays on a mesh (default: the one device), with the shardings that the model asks for."""
-    return jax.device_put(params, shardings(abstract(config, moe)[2], mesh or one_device()))
+    mesh = mesh or one_device()
+    return jax.device_put(params, shardings(abstract(config, moe, mesh)[2], mesh))
 
 
 def place_head(model: Ours, mesh: Mesh | None = None) -> jax.Array | None:
     """The untied head on a mesh, None where there is none."""
     if model.head is None:
         return None
-    return jax.device_put(model.head, NamedSharding(mesh or one_device(), heads.SPEC))
+    mesh = mesh or one_device()
+    return jax.device_put(model.head, NamedSharding(mesh, heads.head_spec(model.head.shape, mesh)))
 
 
 def run(model: Ours, batch: dict[str, np.ndarray], documents: int, moe: MoEConfig = DENSE) -> dict[str, np.ndarray]:
@@ -118,7 +121,7 @@ def run(model: Ours, batch: dict[str, np.ndarray], documents: int, moe: MoEConfi
 
 def forward(config: ModelConfig, documents: int, moe: MoEConfig = DENSE, tied: bool = True):
     """The function (params, batch [1, ...], head) -> {visual, hidden, logits, embeddings}, each with a shard axis."""
-    graphdef, _, specs = abstract(config, moe)
+    graphdef, _, specs = abstract(config, moe, one_device())
 
     def shard(params, batch, head=None):
         batch = {name: array[0] for name, array in batch.items()}
@@ -132,8 +135,11 @@ def forward(config: ModelConfig, documents: int, moe: MoEConfig = DENSE, tied: b
         }  # fmt: skip
         return {name: array[None] for name, array in out.items()}
 
-    in_specs = (specs, BATCH_SPEC) if tied else (specs, BATCH_SPEC, heads.SPEC)
-    mapped = jax.shard_map(shard, mesh=one_device(), in_specs=in_specs, out_specs=BATCH_SPEC)
+    head_spec = heads.head_spec((config.text.vocab_size, config.text.hidden_size), one_device())
+    in_specs = (specs, BATCH_SPEC) if tied else (specs, BATCH_SPEC, head_spec)
+    out_specs = dict.fromkeys(("visual", "hidden", "embeddings"), BATCH_SPEC)
+    out_specs["logits"] = P(BATCH_AXES, None, None, "tensor")
+    mapped = jax.shard_map(shard, mesh=one_device(), in_specs=in_specs, out_specs=out_specs)
     return (lambda params, batch, _=None: mapped(params, batch)) if tied else mapped
 
 

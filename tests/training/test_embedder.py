@@ -1,4 +1,4 @@
-"""An embedding depends on its document alone: not on order, neighbours, padding, mesh or the capacity of training."""
+"""An embedding depends on its document alone: not on order, neighbours, padding, mesh or what training does."""
 
 import dataclasses
 
@@ -31,6 +31,7 @@ def setting(tmp_path_factory):
         model__text__vocab_size=320,
         moe__capacity_factor=0.25,  # training would drop most of the routes
         moe__guided_capacity=0.01,
+        moe__router_noise=5.0,
         eval__batch_documents=3,
     )
     dataset = sources.read(config.data)
@@ -53,7 +54,7 @@ def encode(setting, shape, documents, **settings):
     config = dataclasses.replace(config, **settings)
     mesh = make_mesh(MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
     params = moon.build(config.model, config.moe, jax.random.key(0))[1]
-    specs = moon.abstract(config.model, config.moe)[2]
+    specs = moon.abstract(config.model, config.moe, mesh)[2]
     placed = jax.tree.map(lambda p, s: jax.device_put(np.asarray(p), NamedSharding(mesh, s)), params, specs)
     return Embedder(config, mesh, words).embed(placed, documents)
 
@@ -71,9 +72,9 @@ def test_the_same_vectors_on_every_mesh_in_any_order_and_company(setting):
         np.testing.assert_allclose(alone[0], expected[number], atol=1e-6)
 
 
-def test_routing_is_dropless_whatever_capacity_training_has(setting):
-    dropless = dataclasses.replace(setting[0].moe, capacity_factor=0.0, guided_capacity=0.0)
-    expected = encode(setting, (1, 1, 1, 1), setting[2], moe=dropless)
+def test_routing_is_dropless_and_without_noise_whatever_training_has(setting):
+    quiet = dataclasses.replace(setting[0].moe, capacity_factor=0.0, guided_capacity=0.0, router_noise=0.0)
+    expected = encode(setting, (1, 1, 1, 1), setting[2], moe=quiet)
     np.testing.assert_array_equal(encode(setting, (1, 1, 1, 1), setting[2]), expected)
 
 

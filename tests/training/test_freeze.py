@@ -34,7 +34,7 @@ def config_of(freeze):
 
 def parameters():
     config = config_of("")
-    return set(named(moon.abstract(config.model, config.moe)[1]))
+    return set(named(moon.abstract_params(config.model, config.moe)))
 
 
 def learning(freeze):

@@ -1,30 +1,16 @@
 """The paper's recipe at its real size: the whole train step is traced and lowered, nothing is allocated."""
 
 import math
-import pathlib
 import re
 
 import jax
-import jax.numpy as jnp
 import pytest
-from absl import flags
-from jax.sharding import NamedSharding
-from ml_collections import config_flags
+from recipes import recipe
 
 from moon_jax.config import resolve
-from moon_jax.data.packing import batch_shape
-from moon_jax.parallel.mesh import BATCH_SPEC, batch_shards, make_mesh
+from moon_jax.parallel.mesh import make_mesh
+from moon_jax.planning.batch import abstract_batch, planned_shape
 from moon_jax.training.state import Trainer
-
-CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
-
-
-def recipe(argument: str):
-    """The config file as the command line reads it."""
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values)
-    values(["train", f"--config={CONFIGS}/{argument}"])
-    return holder.value
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +21,7 @@ def lowered():
     config = resolve(c)
     mesh = make_mesh(config.mesh)
     trainer = Trainer(config, mesh)
-    g, triplets = batch_shards(mesh), config.train.batch_size // batch_shards(mesh)
-    shape = batch_shape(3 * triplets, config.data, config.model.vision)
-    rows, patches = (shape.rows, shape.row_tokens), (shape.image_slots, shape.slot_patches)
-    fields = {name: rows for name in ("tokens", "segment_ids", "roles", "image_slots")}
-    fields |= {"positions": (3, *rows), "document_of_segment": (shape.rows, shape.segments + 1)}
-    fields |= {"patch_picture": patches, "patch_window": patches, "patch_positions": (*patches, 2)}
-    fields |= dict.fromkeys(("query", "positive", "negative", "positive_product", "negative_product"), (triplets,))
-    fields |= {"patches": (*patches, config.model.vision.patch_dim)}
-    batch = {
-        name: jax.ShapeDtypeStruct(
-            (g, *size), jnp.float32 if name == "patches" else jnp.int32, sharding=NamedSharding(mesh, BATCH_SPEC)
-        )
-        for name, size in fields.items()
-    }
+    batch, shape = abstract_batch(config, mesh), planned_shape(config, mesh)
     state = trainer.abstract_state()
     with jax.set_mesh(mesh):
         return state, trainer.train_step(shape.documents).lower(state, batch)

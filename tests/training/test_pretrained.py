@@ -60,7 +60,9 @@ def params(spec, seed):
         axes = (None, "expert", "fsdp") if "moe/gate" in name else (None, "fsdp") if name[5:] == "layers/q" else ()
         return jax.device_put(values, NamedSharding(mesh, P(*axes)))
 
-    return nested({name: draw(name, shape) for name, shape in named(moon.abstract(spec.model, spec.moe)[1]).items()})
+    return nested(
+        {name: draw(name, shape) for name, shape in named(moon.abstract_params(spec.model, spec.moe)).items()}
+    )
 
 
 # -------------------------------------------------------------------------------------------------- what comes out

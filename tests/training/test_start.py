@@ -68,8 +68,8 @@ def test_the_first_embeddings_are_the_dense_models(folder, documents):
     """With experts, on eight devices, through the state of the trainer; the dense model on one."""
     start = find(config_of(folder, moe__experts=4))
     dense = dataclasses.replace(start.config, moe=MoEConfig(experts=0))
-    _, shapes, specs = moon.abstract(dense.model, dense.moe)
     one = mesh_of((1, 1, 1, 1))
+    _, shapes, specs = moon.abstract(dense.model, dense.moe, one)
     expected = embed(dense, one, place(open_pretrained(folder).source, shapes, specs, one), folder, documents)
     assert np.abs(expected - expected[0]).max(axis=1)[1:].min() > 1e-2, "the documents do differ"
     mesh = mesh_of((1, 2, 2, 2))

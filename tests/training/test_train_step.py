@@ -110,7 +110,7 @@ def test_the_ring_holds_embeddings_of_before_the_update():
     config = config_of()
     step = step_on(config, ONE)
     results = on_one_device()
-    graphdef, shapes, specs = moon.abstract(config.model, config.moe)
+    graphdef, shapes, specs = moon.abstract(config.model, config.moe, step.mesh)
     shards = step.place(batch())
     host = jax.tree.map(np.asarray, shards)
     before = draw(shapes)

@@ -27,7 +27,7 @@ MODEL = ModelConfig(vision=VisionConfig(2, 32, 48, 2, 3, 4, 2, 2, 16, (1,)), tex
 
 def dense_model(dtype=np.float32):
     """Sizes by the table of the model, numbers that say where they stand: distinct all over a parameter."""
-    _, shapes, _ = moon.abstract(MODEL, MoEConfig(experts=0))
+    shapes = moon.abstract_params(MODEL, MoEConfig(experts=0))
     r = np.random.default_rng(5)
     return {name: r.normal(size=s.shape).astype(dtype) for name, s in named(shapes).items()}
 
@@ -35,7 +35,7 @@ def dense_model(dtype=np.float32):
 @pytest.mark.parametrize("shape", [ONE, *EIGHT], ids=name_of)
 def test_every_number_is_at_its_place_and_every_byte_is_read_once(shape):
     mesh, arrays = mesh_of(shape), dense_model(ml_dtypes.bfloat16)
-    _, shapes, specs = moon.abstract(MODEL, MoEConfig(experts=4))
+    _, shapes, specs = moon.abstract(MODEL, MoEConfig(experts=4), mesh)
     dense = Arrays(arrays | {LM_HEAD: np.zeros((64, 32), np.float32)})
     params = place(Upcycled(dense, MoEConfig(experts=4)), shapes, specs, mesh)
     assert jax.tree.structure(params) == jax.tree.structure(shapes)
@@ -52,9 +52,9 @@ def test_every_number_is_at_its_place_and_every_byte_is_read_once(shape):
 
 def test_the_random_numbers_do_not_depend_on_the_mesh():
     arrays = dense_model()
-    _, shapes, specs = moon.abstract(MODEL, MoEConfig(experts=4))
+    meshes = mesh_of((1, 1, 1, 1)), mesh_of((1, 2, 2, 2))
     upcycled = Upcycled(Arrays(arrays), MoEConfig(experts=4), seed=2, noise=0.1)
-    first, second = (named(place(upcycled, shapes, specs, mesh_of(s))) for s in ((1, 1, 1, 1), (1, 2, 2, 2)))
+    first, second = (named(place(upcycled, *moon.abstract(MODEL, MoEConfig(experts=4), m)[1:], m)) for m in meshes)
     for name, leaf in first.items():
         np.testing.assert_array_equal(leaf, second[name], err_msg=name)
         np.testing.assert_array_equal(leaf, upcycled.read(name), err_msg=name)
@@ -99,7 +99,7 @@ def test_a_progress_bar_in_bytes(capsys):
 
 
 def test_all_that_does_not_fit_is_named_before_anything_is_read():
-    _, shapes, specs = moon.abstract(MODEL, MoEConfig(experts=0))
+    _, shapes, specs = moon.abstract(MODEL, MoEConfig(experts=0), mesh_of(ONE))
     arrays = dense_model()
     arrays["text/norms"] = arrays.pop("text/norm")
     arrays["vision/patch_embed"] = arrays["vision/patch_embed"].reshape(-1)
@@ -133,7 +133,7 @@ from moon_jax.parallel.mesh import make_mesh
 from moon_jax.weights.source import Upcycled, named, place
 
 mesh = make_mesh(MeshConfig(1, 2, 2, 2))
-_, shapes, specs = moon.abstract(MODEL, MoEConfig(experts=4))
+_, shapes, specs = moon.abstract(MODEL, MoEConfig(experts=4), mesh)
 arrays = dense_model()
 source = Arrays(arrays)
 right = True
@@ -169,7 +169,7 @@ def test_each_of_two_processes_reads_its_half():
     ]  # fmt: skip
     outputs = [run.communicate(timeout=120) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], outputs
-    _, _, specs = moon.abstract(MODEL, MoEConfig(experts=0))
+    _, _, specs = moon.abstract(MODEL, MoEConfig(experts=0), mesh_of((1, 2, 2, 2)))
     halves = {name: 2 if "fsdp" in spec else 1 for name, spec in named(specs).items()}
     assert set(halves.values()) == {1, 2}
     for out, _ in outputs:

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny_spec import SPEC
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from moon_jax.data.images import patchify
+from moon_jax.data.patches import patchify
 from moon_jax.weights.source import WeightsError
 from moon_jax.weights.spec import describe, parse, preprocessor_config, read_preprocessor
 

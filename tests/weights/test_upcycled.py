@@ -43,7 +43,9 @@ def dense_out(layer, x):
 def moe_out(source, layer, config, x, roles):
     mesh = mesh_of((2, 2, 2, 1))
     graphdef, state = nnx.split(GuidedMoE(D, F, 1, config, nnx.Rngs(params=0)))
-    specs = {path[0]: partition_spec(p.get_metadata("axes"), p[...].ndim) for path, p in nnx.to_flat_state(state)}
+    specs = {
+        path[0]: partition_spec(p.get_metadata("axes"), p[...].shape, mesh) for path, p in nnx.to_flat_state(state)
+    }
     fn = jax.shard_map(
         lambda params, x, roles: gathered(nnx.merge(graphdef, params), x.dtype)(x, roles)[0],
         mesh=mesh, in_specs=(specs, BATCH_SPEC, BATCH_SPEC), out_specs=BATCH_SPEC,

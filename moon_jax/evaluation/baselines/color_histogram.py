@@ -6,13 +6,14 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from moon_jax.data.images import load
+from moon_jax.data.picture_files import load
+from moon_jax.data.records import ImageSource
 
 BINS = (16, 4, 4)  # hue, saturation, value
 _SIDE = 128  # larger pictures are reduced first: a histogram does not need more pixels
 
 
-def embed_pictures(paths: Sequence[str | os.PathLike]) -> Float[np.ndarray, "n d"]:
+def embed_pictures(paths: Sequence[ImageSource | os.PathLike]) -> Float[np.ndarray, "n d"]:
     """Returns the HSV histogram of each whole picture as a unit vector, float32 [n, 256].
 
     The histogram sums to 1 and its square root is taken, so the vectors have L2 norm 1 and their dot product is the
@@ -23,7 +24,7 @@ def embed_pictures(paths: Sequence[str | os.PathLike]) -> Float[np.ndarray, "n d
     """
     out = np.zeros((len(paths), int(np.prod(BINS))), np.float32)
     for row, path in zip(out, paths, strict=True):
-        picture = load(os.fspath(path))
+        picture = load(os.fspath(path) if isinstance(path, os.PathLike) else path)
         picture.thumbnail((_SIDE, _SIDE))
         hsv = np.asarray(picture.convert("HSV"), np.int64).reshape(-1, 3)
         hue, saturation, value = (hsv[:, axis] * bins // 256 for axis, bins in enumerate(BINS))

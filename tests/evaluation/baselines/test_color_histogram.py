@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moon_jax.data.images import ImageError
+from moon_jax.data.picture_files import ImageError
 from moon_jax.evaluation.baselines import color_histogram
 
 

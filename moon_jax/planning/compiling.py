@@ -1,0 +1,121 @@
+"""The train step compiled ahead of time: its memory, its collectives, and what the compiler warned about."""
+
+import contextlib
+import dataclasses
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+
+import jax
+
+from moon_jax.planning.batch import abstract_batch, planned_shape
+from moon_jax.planning.hlo import Collective, collectives_of
+from moon_jax.training.state import Trainer
+
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_WARNINGS = {
+    r"[Ii]nvoluntary full rematerialization": "the partitioner gathers a whole array to lay it out anew",
+    r"[Cc]an't reduce memory use below": "the compiler could not bring the memory down to what the chip has",
+}
+# There is no GPU to try kernels on, and the one that stands in for them must take any shape.
+_NO_TRIALS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
+OPTIONS = {"cpu": {}, "tpu": {}, "gpu": _NO_TRIALS, "cuda": _NO_TRIALS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What a compiled program needs on each device. Bytes."""
+
+    seconds: float  # that tracing and compiling took
+    arguments: int  # state and batch
+    temporaries: int  # at the same time, at most
+    outputs: int  # beside those that take the place of donated arguments
+    code: int
+    peak: int  # of all together
+    fits: bool
+    capacity: float  # that a program may fill
+    collectives: tuple[Collective, ...]  # empty if the compiler gave up for want of memory
+    warnings: tuple[str, ...]
+    largest: tuple[str, ...] = ()  # allocations that the compiler names when it gives up
+
+
+def compile_step(trainer: Trainer, capacity: float) -> Compiled:
+    """Returns the compiled train step of a trainer whose mesh may be of devices that are not here.
+
+    Args:
+        trainer: config and mesh.
+        capacity: bytes that a program may fill on a device.
+
+    Raises:
+        jax.errors.JaxRuntimeError: the compiler failed for another reason than memory.
+    """
+    mesh, config = trainer.mesh, trainer.config
+    platform = mesh.devices.flat[0].platform
+    state, batch = trainer.abstract_state(), abstract_batch(config, mesh)
+    begin = time.perf_counter()
+    with _said() as said, jax.set_mesh(mesh):
+        lowered = trainer.train_step(planned_shape(config, mesh).documents).lower(state, batch)
+        try:
+            program = lowered.compile(compiler_options=OPTIONS[platform])
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            program, failure = None, str(error)
+    seconds, warnings = time.perf_counter() - begin, _warnings(said.text)
+    if program is None:
+        used, limit = _overflow(failure)
+        found = re.findall(r"Size: (\S+)\s+(?:Operator: op_name=\"([^\"]*)\")?", failure)
+        largest = tuple(f"{size} {name}" for size, name in found[:8])
+        return Compiled(seconds, 0, 0, 0, 0, used, False, limit, (), warnings, largest)
+    memory = program.memory_analysis()
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    parts = (memory.argument_size_in_bytes, memory.temp_size_in_bytes, outputs, memory.generated_code_size_in_bytes)
+    peak = sum(parts)
+    collectives = tuple(collectives_of(program.as_text(), mesh.shape))
+    return Compiled(seconds, *parts, peak, peak <= capacity, capacity, collectives, warnings)
+
+
+def _overflow(message: str) -> tuple[int, float]:
+    """Returns (bytes used, bytes there are) of "Used 23.05G of 15.75G hbm"."""
+    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+    if not found:
+        raise RuntimeError(f"the compiler ran out of memory and said: {message[:2000]}")
+    return round(float(found[1]) * _UNITS[found[2]]), float(found[3]) * _UNITS[found[4]]
+
+
+def _warnings(text: str) -> tuple[str, ...]:
+    lines = []
+    for pattern, meaning in _WARNINGS.items():
+        for line in text.splitlines():
+            if re.search(pattern, line):
+                name = re.search(r'op_name="([^"]*)"', line)
+                lines.append(f"{meaning}: {name[1] if name else line.strip()[:300]}")
+    return tuple(dict.fromkeys(lines))
+
+
+class _Said:
+    text = ""
+
+
+@contextlib.contextmanager
+def _said() -> Iterator[_Said]:
+    """Collects what compilers, which are no Python, write to standard error; shows it if something fails."""
+    said = _Said()
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield said
+        except BaseException:
+            file.seek(0)
+            os.write(kept, file.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            said.text = file.read().decode(errors="replace")

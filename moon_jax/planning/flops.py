@@ -1,0 +1,123 @@
+"""The multiplications of a training step, counted by hand: two for each multiply-add, matrix products only.
+
+Every weight matrix meets every token of its part once: forward one product, backward two (for what comes in, for the
+weight itself), and one again where remat computes a layer twice. Attention multiplies each pair of tokens of a row,
+whatever its mask. The norms, activations and the optimizer are left out: below one in a hundred.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from moon_jax.config import MeshConfig
+from moon_jax.data.packing import BatchShape
+from moon_jax.parallel.mesh import abstract_mesh
+from moon_jax.training.state import Trainer
+from moon_jax.weights.source import named
+
+LAYERS = ("vision/blocks/", "text/layers/")
+EXPERTS = ("gate", "up", "down")  # under text/layers/moe/
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Products of one part of the model in one step, of one device."""
+
+    forward: float
+    backward: float = 0.0
+    again: float = 0.0  # computed a second time by remat
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.forward + self.backward + self.again
+
+    def __add__(self, other: "Part") -> "Part":
+        return Part(self.forward + other.forward, self.backward + other.backward, self.again + other.again)
+
+
+def step_flops(trainer: Trainer, shape: BatchShape, expert_rows: float) -> dict[str, Part]:
+    """Returns {"vision" | "merger" | "text" | "experts" | "attention" | "pooling" | "loss": products} of one device.
+
+    Args:
+        trainer: its config, parameters and mesh.
+        shape: of one batch shard.
+        expert_rows: rows that the experts of one device multiply with an expert's matrices in one layer, whole experts
+            counted: with hidden widths that are sharded, each device does its slice of every row.
+    """
+    config, mesh = trainer.config, trainer.mesh.shape
+    tokens, patches = shape.rows * shape.row_tokens, shape.image_slots * shape.slot_patches
+    counts = {"vision": patches, "merger": patches // config.model.vision.merge_unit, "text": tokens}
+    recompute = config.model.remat != "none"
+    specs, learning = named(trainer.specs), named(trainer.split(trainer.shapes)[0])
+    tower_learns = "vision/patch_embed" in learning
+    parts: dict[str, Part] = {}
+
+    def add(name: str, part: Part) -> None:
+        parts[name] = parts.get(name, Part(0.0)) + part
+
+    for name, leaf in named(trainer.shapes).items():
+        place = "merger" if name.startswith("vision/merger/") else name.split("/")[0]
+        last = name.split("/")[-1]
+        if "norm" in last or last.endswith("bias") or name == "text/embed":
+            continue
+        rows, part = float(counts[place]), place
+        size = math.prod(leaf.shape) / _ways(specs[name], mesh)
+        if name.startswith("text/layers/moe/") and last in EXPERTS:
+            rows, part = expert_rows, "experts"
+            size /= leaf.shape[1] / _ways(specs[name][1:2], mesh)  # one of the experts of this device
+        if last == "patch_embed":
+            size /= leaf.shape[0]  # the kernel's frames are added up first
+        forward = 2 * rows * size
+        passed_on = place != "vision" or (tower_learns and last != "patch_embed")  # something before it learns
+        backward = forward * ((name in learning) + passed_on)
+        twice = recompute and name.startswith(LAYERS) and passed_on and (last != "down" or part == "experts")
+        add(part, Part(forward, backward, forward if twice else 0.0))
+
+    vision, text = config.model.vision, config.model.text
+    heads = math.prod(named(trainer.shapes)["text/layers/q"].shape[2:]) / _ways(specs["text/layers/q"][2:], mesh)
+    add("attention", _attention(4 * tokens * shape.row_tokens * heads * text.num_hidden_layers, recompute))
+    width = vision.num_heads * vision.head_dim / _ways(specs["vision/blocks/qkv"][2:], mesh)
+    full = len(set(vision.fullatt_block_indexes))
+    pairs = patches * (full * shape.slot_patches + (vision.depth - full) * vision.window_patches)
+    add("attention", _attention(4 * pairs * width, recompute) if tower_learns else Part(4 * pairs * width))
+    pooling = 2.0 * tokens * shape.documents * text.hidden_size
+    add("pooling", Part(pooling, pooling))
+    triplets = shape.documents // 3
+    candidates = 2 * config.train.batch_size * (config.loss.ring_batches + 1)
+    loss = 2.0 * triplets * candidates * text.hidden_size
+    add("loss", Part(loss, 2 * loss))
+    return parts
+
+
+def _attention(forward: float, recompute: bool) -> Part:
+    return Part(forward, 2 * forward, forward if recompute else 0.0)
+
+
+def model_flops(trainer: Trainer, shape: BatchShape) -> float:
+    """Returns the products of one device that the model itself asks for: what MFU counts.
+
+    Nothing computed twice, a token visits top_k experts (the guided ones are left out: few tokens visit them), causal
+    attention sees half of the pairs, and devices that compute the same share it. Padding of the batch counts as work:
+    the static shape is what a step computes.
+    """
+    config, mesh = trainer.config, trainer.mesh
+    whole = Trainer(config, abstract_mesh(MeshConfig(1, 1, 1, 1)))
+    tokens = shape.rows * shape.row_tokens
+    parts = step_flops(whole, shape, float(tokens * config.moe.top_k))
+    total = sum(part.forward + part.backward for part in parts.values())
+    text = config.model.text
+    causal = config.model.attention == "causal"
+    half = 2 * tokens * shape.row_tokens * text.num_attention_heads * text.head_dim * text.num_hidden_layers * 3
+    return (total - half * causal) / mesh.shape["tensor"]
+
+
+def axes_of(spec: Iterable[Any]) -> tuple[str, ...]:
+    """Returns the mesh axes that a PartitionSpec (or a part of one) names."""
+    return tuple(name for entry in spec if entry for name in (entry if isinstance(entry, tuple) else (entry,)))
+
+
+def _ways(spec: Iterable[Any], mesh_shape: Mapping[str, int]) -> int:
+    """Returns over how many devices the gathered weight stays split: all axes but `fsdp`."""
+    return math.prod(mesh_shape[name] for name in axes_of(spec) if name != "fsdp")
