@@ -61,6 +61,7 @@ while ((${#running[@]})); do
     if ((code && !status)); then
         status=$code
         if [[ -z $signalled ]] && ((${#running[@]})); then
+            sleep 1 # a process that was forked this moment has no use for a signal yet
             kill -TERM "${!running[@]}" 2>/dev/null || true
         fi
     fi

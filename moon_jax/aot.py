@@ -32,6 +32,7 @@ from ml_collections import config_flags
 from moon_jax.config import Config, ConfigError, resolve
 from moon_jax.planning import analysis, printing, sweep
 from moon_jax.planning.chips import CHIPS, GIB, Target, parse_target
+from moon_jax.planning.cost import cost_of
 from moon_jax.planning.largest import largest_batch
 from moon_jax.planning.network import Links
 from moon_jax.planning.targets import mesh_on
@@ -60,7 +61,7 @@ def _one(config: Config) -> dict[str, Any]:
     if NO_COMPILE.value:
         mesh = mesh_on(target, config.mesh)
         trainer = analysis.check(config, target, mesh)
-        report = analysis.outline(config, target, trainer, analysis.cost_of(config, mesh, Links(target, mesh)))
+        report = analysis.outline(config, target, trainer, cost_of(config, trainer, Links(target, mesh)))
         print(printing.text(report))
         return report
     report = analysis.analyse(config, target)

@@ -124,8 +124,9 @@ class MoEConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """The contrastive loss (paper 3.2)."""
+    """What is learned: the contrastive loss (paper 3.2), or to find products in pictures."""
 
+    kind: str = "contrastive"  # or "next_token": answers to the question of config.data.grounding; all below is not used
     temperature: float = 0.05
     ring_batches: int = 2  # k: past global batches whose positives and hard negatives stay as negatives
     ring_warmup_steps: int = 0  # nothing is kept before this step: a model drawn at random moves too fast at first
@@ -143,6 +144,18 @@ class PromptConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GroundingConfig:
+    """[ours] How a generative model is asked where the product is, and how it answers (paper 3.1)."""
+
+    system: str = "You are a helpful assistant."  # the message before the question; "" = none
+    prompt: str = 'Locate the product that is for sale: "{title}". Output its bounding box in JSON format.'
+    untitled: str = "the main product"  # in the place of a missing title
+    answer: str = '```json\n[\n\t{"bbox_2d": {box}, "label": "product"}\n]\n```'  # what training teaches to say
+    coordinates: str = "absolute"  # pixels of the picture as the model sees it | "relative": thousandths of its sides
+    max_new_tokens: int = 128  # an answer is cut there
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Where records come from and how they become documents, pixels and packed batches."""
 
@@ -153,6 +166,7 @@ class DataConfig:
     catalogue_products: int = 2000  # size of the drawn catalogue
     mbe_keys: tuple[tuple[str, str], ...] = ()  # (our name, their key) pairs that override the guessed MBE key map
     image_store: str = ""  # a packed image store (moon_jax.pack_images, moon_jax.download) with the pictures
+    boxes: str = ""  # a file of moon_jax.detect: the boxes of products, for pictures that came without
     columns: tuple[tuple[str, str], ...] = ()  # (our name, their column) pairs for format "table"
     tokenizer: str = ""  # a Hugging Face tokenizer folder; empty trains a small BPE on the training texts
     unseen_share: float = 0.2  # share of the products (by hash of their id) that training never sees
@@ -186,6 +200,7 @@ class DataConfig:
     max_skipped_share: float = 0.01  # more than this share skipped stops the run
     prompt: PromptConfig = PromptConfig()  # of listings and candidate texts
     query_prompt: PromptConfig = PromptConfig()
+    grounding: GroundingConfig = GroundingConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +245,7 @@ class EvalConfig:
     ks: tuple[int, ...] = (1, 5, 10)
     batch_documents: int = 64  # documents per shard and forward pass
     max_queries: int = 2000  # per set and during training; the end evaluates all
-    metric: str = "unseen/image/R@1"  # chooses the best checkpoint
+    metric: str = "unseen/image/R@1"  # chooses the best checkpoint; "unseen/query/IoU" with loss.kind "next_token"
     color_histogram: bool = False  # score the colour-histogram baseline beside the model
 
 

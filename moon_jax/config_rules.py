@@ -22,6 +22,8 @@ def problems_of(c: Config) -> list[str]:
         ("moe.guided", moe.guided, ("add", "exclusive")),
         ("data.format", data.format, FORMATS),
         ("data.on_error", data.on_error, ("raise", "skip")),
+        ("data.grounding.coordinates", data.grounding.coordinates, ("absolute", "relative")),
+        ("loss.kind", loss.kind, ("contrastive", "next_token")),
     ]
     problems = [f"config.{k} is {v!r}; it must be one of {', '.join(o)}" for k, v, o in choices if v not in o]
 
@@ -34,6 +36,7 @@ def problems_of(c: Config) -> list[str]:
         "train.checkpoint_every": train.checkpoint_every, "train.keep_checkpoints": train.keep_checkpoints,
         "train.lr": train.lr, "train.clip_norm": train.clip_norm, "loss.temperature": loss.temperature,
         "data.images_per_item": data.images_per_item, "data.title_tokens": data.title_tokens,
+        "data.grounding.max_new_tokens": data.grounding.max_new_tokens,
         "data.prefetch": data.prefetch, "eval.batch_documents": c.eval.batch_documents,
         "data.min_pixels": data.min_pixels, "model.text.num_hidden_layers": text.num_hidden_layers,
         "model.vision.depth": vision.depth, "model.vision.num_heads": vision.num_heads,
@@ -100,12 +103,7 @@ def problems_of(c: Config) -> list[str]:
         )
     need(data.min_pixels <= data.max_pixels, "config.data.max_pixels must be at least min_pixels")
     need(bool(c.eval.ks) and min(c.eval.ks, default=0) > 0, f"config.eval.ks {c.eval.ks} must list positive ranks")
-    metric = re.fullmatch(r"(?:\w+/)?(?:seen|unseen)/(?:image|text|item)/(?:R@(\d+)|MRR)", c.eval.metric)
-    need(
-        metric is not None and (metric[1] is None or int(metric[1]) in c.eval.ks),
-        f"config.eval.metric {c.eval.metric!r} must be [PART/]seen|unseen/image|text|item/R@k or MRR, "
-        f"with k in config.eval.ks {c.eval.ks}",
-    )
+    problems += _loss_problems(c)
     need(1 <= data.max_aspect <= 200, f"config.data.max_aspect is {data.max_aspect:g}; it must lie in 1..200")
     need(
         not (loss.group_size and loss.ring_batches),
@@ -116,6 +114,30 @@ def problems_of(c: Config) -> list[str]:
         f"config.train.batch_size {train.batch_size} must be a multiple of config.loss.group_size {loss.group_size}",
     )
     need(sum(data.modality_mix) > 0 and min(data.modality_mix) >= 0, "config.data.modality_mix needs a positive entry")
+    return problems
+
+
+def _loss_problems(c: Config) -> list[str]:
+    """Returns what does not go with the kind of loss: what each measures, and how grounding is asked for."""
+    loss, grounding, problems = c.loss, c.data.grounding, []
+    if loss.kind == "contrastive":
+        metric = re.fullmatch(r"(?:\w+/)?(?:seen|unseen)/(?:image|text|item)/(?:R@(\d+)|MRR)", c.eval.metric)
+        if metric is None or (metric[1] is not None and int(metric[1]) not in c.eval.ks):
+            problems.append(
+                f"config.eval.metric {c.eval.metric!r} must be [PART/]seen|unseen/image|text|item/R@k or MRR, "
+                f"with k in config.eval.ks {c.eval.ks}"
+            )
+    else:
+        if not re.fullmatch(r"(?:\w+/)?(?:seen|unseen)/(?:query|listing)/(?:IoU|IoU@0\.5|valid)", c.eval.metric):
+            problems.append(
+                f"config.eval.metric {c.eval.metric!r} must be [PART/]seen|unseen/query|listing/IoU, IoU@0.5 or valid "
+                "with config.loss.kind = 'next_token'"
+            )
+        if loss.ring_batches or loss.group_size:
+            problems.append("config.loss.kind = 'next_token' has no negatives: set ring_batches and group_size to 0")
+    for name, text, field in (("prompt", grounding.prompt, "{title}"), ("answer", grounding.answer, "{box}")):
+        if text.count(field) != 1:
+            problems.append(f"config.data.grounding.{name} {text!r} must hold {field} once")
     return problems
 
 
@@ -144,6 +166,10 @@ def size_problems(c: Config) -> list[str]:
     need(
         all(0 <= i < vision.depth for i in vision.fullatt_block_indexes),
         f"config.model.vision.fullatt_block_indexes must lie in 0..{vision.depth - 1}",
+    )
+    need(
+        c.loss.kind == "contrastive" or c.model.attention == "causal",
+        f"config.loss.kind = 'next_token' needs config.model.attention = 'causal', not {c.model.attention!r}",
     )
     factor = vision.patch_size * vision.spatial_merge_size
     need(

@@ -35,6 +35,8 @@ from moon_jax.data import catalogue, images, sources, tokenizer
 from moon_jax.data.pipeline import HOST_COUNTS, TrainBatches, stream
 from moon_jax.data.records import DataError, Dataset, training_texts
 from moon_jax.evaluation import expert_load, report, tasks
+from moon_jax.models.attention import check_attention
+from moon_jax.moe.dispatch import check_strategy
 from moon_jax.moe.router_stats import shortened
 from moon_jax.parallel.agreement import STOPPED, StopOnSignal, most, total
 from moon_jax.parallel.mesh import batch_shards, host_shards, make_mesh, place_batch
@@ -51,9 +53,10 @@ from moon_jax.weights.source import WeightsError
 # What may change when a run is resumed; any other change would silently be another run. Of what lies at the paths, data
 # and weights, the fingerprints are compared instead.
 _FREE = (
-    "name", "mesh", "eval", "model.path", "model.remat", "model.attention_impl", "moe.strategy", "data.path",
-    "data.image_folder", "data.on_error", "data.max_skipped_share", "data.row_tokens", "data.rows", "data.image_slots", "data.workers",
-    "data.prefetch", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints",
+    "name", "mesh", "eval", "model.path", "model.remat", "model.attention_impl", "moe.strategy", "moe.placement",
+    "data.path", "data.image_folder", "data.on_error", "data.max_skipped_share", "data.row_tokens", "data.rows",
+    "data.image_slots", "data.workers", "data.prefetch", "train.log_every", "train.checkpoint_every",
+    "train.keep_checkpoints",
 )  # fmt: skip
 
 
@@ -103,6 +106,9 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         step = checkpoints.latest()
         saved = None if step is None else checkpoints.meta(step)
         start = find(config, saved)
+        platform = mesh.devices.flat[0].platform
+        check_attention(start.config.model, platform)
+        check_strategy(start.config.moe, mesh.shape, platform)
         trainer = Trainer(start.config, mesh)
         workdir.mkdir(parents=True, exist_ok=True)
         config, dataset, words, words_folder = prepare(start, workdir, saved is None)

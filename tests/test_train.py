@@ -185,13 +185,17 @@ def test_missing_data_and_unfit_meshes_are_named_before_anything_compiles(config
     missing = dataclasses.replace(config.data, format="jsonl", path=str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="nowhere"):
         train.run(dataclasses.replace(config, data=missing), tmp_path / "w")
-    for mesh, message in (
-        ({"data": 3}, "does not multiply to the 8 devices"),
-        ({"data": 1, "fsdp": 1, "expert": 1, "tensor": 8}, r"config\.mesh\.tensor = 8"),
+    for group, settings, message in (
+        ("mesh", {"data": 3}, "does not multiply to the 8 devices"),
+        ("moe", {"experts": 5}, r"config.moe.experts = 5 does not divide by config.mesh.expert"),
+        ("moe", {"strategy": "slot"}, "config.moe.strategy is 'slot'; it must be one of dense, "),
+        ("moe", {"strategy": "ragged_all_to_all"}, "does not compile for cpu .* these can: dense, "),
+        ("moe", {"strategy": "all_to_all", "placement": "split"}, "these can: dense, "),
+        ("model", {"attention_impl": "triton"}, "runs on gpu, not on cpu, where there is xla"),
     ):
-        other = dataclasses.replace(config.mesh, **mesh)
+        other = dataclasses.replace(getattr(config, group), **settings)
         with pytest.raises(ConfigError, match=message):
-            train.run(dataclasses.replace(config, mesh=other), tmp_path / "w")
+            train.run(dataclasses.replace(config, **{group: other}), tmp_path / "w")
     batch = dataclasses.replace(config.train, batch_size=12)
     with pytest.raises(ConfigError, match="12 does not divide by the 8 batch shards"):
         train.run(dataclasses.replace(config, train=batch), tmp_path / "w")

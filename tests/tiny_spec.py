@@ -1,6 +1,6 @@
 """A spec in which every setting that belongs to a model differs from its default."""
 
-from moon_jax.config import DataConfig, ModelConfig, MoEConfig, PromptConfig, TextConfig, VisionConfig
+from moon_jax.config import DataConfig, GroundingConfig, ModelConfig, MoEConfig, PromptConfig, TextConfig, VisionConfig
 from moon_jax.weights.spec import ModelSpec
 
 SPEC = ModelSpec(
@@ -15,6 +15,7 @@ SPEC = ModelSpec(
         prompt=PromptConfig("<|im_start|>商品 |\n", " / ", "<|im_end|>"), query_prompt=PromptConfig("find: "),
         crop=False, images_per_item=3, min_pixels=72, max_pixels=1800, max_aspect=7.5, title_tokens=11,
         description=True,
+        grounding=GroundingConfig("", "{title}?", "it", "{box}", "relative", 32),
     ),
     tied=False,
 )  # fmt: skip

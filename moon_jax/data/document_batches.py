@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -11,14 +12,22 @@ from moon_jax.config import Config
 from moon_jax.data import buckets, images
 from moon_jax.data.buckets import Bucket, Need
 from moon_jax.data.documents import Document, EncodedDocument, encode
-from moon_jax.data.patches import Picture, blank
-from moon_jax.data.picture_files import ImageError
 from moon_jax.data.packing import PackingError, pack_shards
+from moon_jax.data.patches import Picture, blank
 from moon_jax.data.pipeline import Batch, Tally
+from moon_jax.data.policy import Skipped
 from moon_jax.data.records import DataError
 from moon_jax.data.tokenizer import Tokenizer
 
 NOTHING = EncodedDocument(np.zeros(0, np.int32), np.zeros(0, np.int32), ())  # its vector is zero
+
+
+class _Loaded(NamedTuple):
+    """A document with its pictures, and what was wrong with them."""
+
+    document: EncodedDocument
+    broken: list[Skipped]
+    unused_boxes: list[Skipped]
 
 
 class DocumentBatches:
@@ -34,7 +43,7 @@ class DocumentBatches:
         tokenizer: Tokenizer,
         config: Config,
         shards: int,
-        host_shards: range,
+        host_shards: Sequence[int],
         *,
         batch_documents: int = 0,
         whole: bool = False,
@@ -86,21 +95,20 @@ class DocumentBatches:
                 loaded = dict(zip(numbers, pool.map(self._load, numbers), strict=True))
         else:
             loaded = {number: self._load(number) for number in numbers}
-        for number, (document, broken) in loaded.items():
+        for number, (document, broken, unused_boxes) in loaded.items():
+            tally.add(document)
             tally.broken += broken
+            tally.unused_boxes += unused_boxes
             if document is NOTHING:
-                left_out[number] = "; ".join(skipped.message for skipped in broken)
-            elif broken:
-                tally.add(document, (), data)
-            else:
-                tally.add(document, self.documents[number].images, data)
-        arrays = self._pack([[loaded[number][0] for number in shard] for shard in own], bucket, batch)
+                left_out[number] = "; ".join(message for _, message in broken)
+        arrays = self._pack([[loaded[number].document for number in shard] for shard in own], bucket, batch)
         info = {
             "broken_pictures": len(tally.broken),
             "cut_texts": tally.cut_texts,
             "missing_boxes": tally.missing_boxes,
+            "unused_boxes": len(tally.unused_boxes),
         }
-        return Batch(arrays, info, tuple(tally.broken), left_out)
+        return Batch(arrays, info, (*tally.broken, *tally.unused_boxes), left_out)
 
     def _sketch(self, document: Document) -> EncodedDocument:
         """Returns the document with pictures that have a grid and no pixels."""
@@ -109,7 +117,7 @@ class DocumentBatches:
         for image in document.images:
             try:
                 grids += images.grids(Document((image,)), data, vision)
-            except ImageError as error:
+            except DataError as error:
                 if data.on_error != "skip":
                     raise _named(document, error) from error
         pixels = np.zeros((0, vision.patch_dim), np.float32)
@@ -121,26 +129,29 @@ class DocumentBatches:
         except DataError as error:
             raise _named(document, error) from error
 
-    def _load(self, number: int) -> tuple[EncodedDocument, list[str]]:
+    def _load(self, number: int) -> _Loaded:
         """Returns the document with its pictures, and what was wrong with them."""
         document, sketch = self.documents[number], self._sketches[number]
         data, vision = self.config.data, self.config.model.vision
         loaded: list[Picture] = []
-        broken = []
+        broken, unused = [], []
         for image in document.images:
             try:
-                loaded += images.pictures(Document((image,)), data, vision)
-            except ImageError as error:
+                made = images.pictures(Document((image,)), data, vision)
+            except DataError as error:
                 if data.on_error != "skip":
                     raise _named(document, error) from error
-                broken.append(str(_named(document, error)))
+                broken.append(Skipped(error.reason, str(_named(document, error))))
+            else:
+                loaded += made
+                unused += images.unused_boxes((image,), made, data)
         if broken and self._whole:
-            return NOTHING, broken
+            return _Loaded(NOTHING, broken, unused)
         if document.images and not loaded and not document.segments:
             loaded = [blank(data, vision)]
         if [(p.grid, p.role) for p in loaded] == [(p.grid, p.role) for p in sketch.pictures]:
-            return dataclasses.replace(sketch, pictures=tuple(loaded)), broken
-        return encode(document, self.tokenizer, loaded, data, vision), broken
+            return _Loaded(dataclasses.replace(sketch, pictures=tuple(loaded)), broken, unused)
+        return _Loaded(encode(document, self.tokenizer, loaded, data, vision), broken, unused)
 
     def _pack(
         self, documents: Sequence[Sequence[EncodedDocument]], bucket: Bucket, batch: Sequence[Sequence[int]]

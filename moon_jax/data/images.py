@@ -124,7 +124,9 @@ def check(dataset: Dataset, data: DataConfig) -> None:
     with concurrent.futures.ThreadPoolExecutor() as pool:
         found = pool.map(lambda ref: _problem(ref, data), refs)
         few = len(refs) < 20_000
-        for ref, problem in zip(refs, tqdm(found, "checking pictures", len(refs), unit="file", disable=few), strict=True):
+        for ref, problem in zip(
+            refs, tqdm(found, "checking pictures", len(refs), unit="file", disable=few), strict=True
+        ):
             if problem is not None:
                 ledger.add(Skipped(problem.reason, f"{first[ref]}: {problem}"))
     if ledger.count and data.on_error == "raise":

@@ -6,7 +6,7 @@
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import grain
@@ -24,7 +24,7 @@ from moon_jax.data.documents import (
 )
 from moon_jax.data.packing import BatchShape, Bound, PackingError, add_rows, document_bound, pack_shards, plan_shape
 from moon_jax.data.policy import NAMED_WARNINGS, Ledger, Skipped, shown
-from moon_jax.data.records import DataError, Dataset, ImageRef
+from moon_jax.data.records import DataError, Dataset
 from moon_jax.data.sampling import Row, Sampler, balanced, quotas
 from moon_jax.data.tokenizer import Tokenizer
 
@@ -52,13 +52,17 @@ class Tally:
     unused_boxes: list[Skipped] = dataclasses.field(default_factory=list)
     broken: list[Skipped] = dataclasses.field(default_factory=list)
 
-    def add(self, document: EncodedDocument, refs: Sequence[ImageRef], data: DataConfig) -> EncodedDocument:
-        """Returns the document, counted; `refs` are the images that its pictures were made of."""
+    def add(self, document: EncodedDocument) -> EncodedDocument:
+        """Returns the document, counted."""
         roles = [picture.role for picture in document.pictures]
         self.cut_texts += document.cut_texts
         self.missing_boxes += roles.count(Role.IMAGE) - roles.count(Role.CORE)
-        self.unused_boxes += images.unused_boxes(refs, document.pictures, data)
         return document
+
+    def add_unused_boxes(self, skipped: Iterable[Skipped], triplet_id: str) -> None:
+        """Counts boxes without a crop, named by their triplet."""
+        name = f"triplet {shown(triplet_id)}"
+        self.unused_boxes += [Skipped(reason, f"{name}: {message}") for reason, message in skipped]
 
 
 class TrainBatches:
@@ -68,7 +72,7 @@ class TrainBatches:
     shard) and `positive_product`, `negative_product` (Dataset.numbers). Row i of the global batch is in shard i // B.
     """
 
-    def __init__(self, dataset: Dataset, tokenizer: Tokenizer, config: Config, shards: int, host_shards: range):
+    def __init__(self, dataset: Dataset, tokenizer: Tokenizer, config: Config, shards: int, host_shards: Sequence[int]):
         """Plans the static shape.
 
         Args:
@@ -190,7 +194,9 @@ class TrainBatches:
         keys = [self.sampler.augment_key(step, index, part) if data.augment else None for part in range(3)]
         loaded = [images.pictures(d, data, vision, key) for d, key in zip(documents, keys, strict=True)]
         encoded = [encode(d, self.tokenizer, p, data, vision) for d, p in zip(documents, loaded, strict=True)]
-        return [tally.add(e, d.images, data) for e, d in zip(encoded, documents, strict=True)]
+        for document, made in zip(documents, loaded, strict=True):
+            tally.add_unused_boxes(images.unused_boxes(document.images, made, data), row.triplet.id)
+        return [tally.add(document) for document in encoded]
 
 
 @runtime_checkable

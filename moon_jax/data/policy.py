@@ -1,4 +1,4 @@
-"""What is taken from strangers and what is not: the limits of lines, texts, boxes and pictures, and how much of what they send may be left out.
+"""What is taken from strangers: the limits of lines, texts, boxes and pictures, and how much may be left out.
 
 The rules are applied where a thing is read: lines and texts in `sources.lines`, pictures in `picture_files`, boxes in
 `views`, lengths in `documents`. docs/bad_input.md shows what becomes of bad input of every kind that we could think of.
@@ -97,7 +97,7 @@ def well_formed(text: str) -> str:
 
 
 def shown(name: Any) -> str:
-    """Returns a name from outside as a message may hold it: cut, and nothing in it that commands a terminal or a log."""
+    """Returns a name from outside as a message may hold it: cut, and with nothing that commands a terminal."""
     text = str(name)
     if len(text) > SHOWN_CHARACTERS:
         text = f"{text[:SHOWN_CHARACTERS]}... ({len(text):,} characters)"
@@ -112,7 +112,7 @@ def is_number(value: Any) -> bool:
 
 
 def box_problem(value: Any) -> str:
-    """Returns what is wrong with [x1, y1, x2, y2], or "". A box may reach beyond the picture, not be empty or inverted."""
+    """Returns what is wrong with [x1, y1, x2, y2], or ""; a box may reach beyond the picture, not be empty."""
     if not isinstance(value, list) or len(value) != 4 or not all(is_number(v) for v in value):
         return "must be null or four finite numbers [x1, y1, x2, y2]"
     if max(map(abs, value)) > MAX_COORDINATE_PX:

@@ -11,8 +11,8 @@ from jaxtyping import Int32
 from moon_jax.config import Role, VisionConfig
 from moon_jax.data import slots
 from moon_jax.data.documents import EncodedDocument
-from moon_jax.data.patches import Picture
 from moon_jax.data.packing import BatchShape, pack
+from moon_jax.data.patches import Picture
 from moon_jax.data.records import DataError
 from moon_jax.data.tokenizer import Tokenizer, TokenizerError
 
@@ -129,7 +129,7 @@ def prompt_batch(
     prompts: Sequence[EncodedPrompt],
     shape: PromptShape,
     vision: VisionConfig,
-    host_shards: range,
+    host_shards: Sequence[int],
     side: str = "left",
 ) -> dict[str, np.ndarray]:
     """Returns the host's shards of a batch with one prompt a row: row r of shard g is prompt g * rows + r.
@@ -153,7 +153,7 @@ def prompt_batch(
     return {name: np.stack([shard[name] for shard in made]) for name in made[0]}
 
 
-def _split(prompts: Sequence[EncodedPrompt], rows: int, shards: range) -> list[Sequence[EncodedPrompt]]:
+def _split(prompts: Sequence[EncodedPrompt], rows: int, shards: Sequence[int]) -> list[Sequence[EncodedPrompt]]:
     return [prompts[shard * rows : (shard + 1) * rows] for shard in shards]
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from moon_jax.data.documents import Document
 from moon_jax.data import policy
+from moon_jax.data.documents import Document
 from moon_jax.data.embed_records import Reader, listed, name_of
 from moon_jax.data.records import DataError
 from moon_jax.data.sources import lines

@@ -155,12 +155,13 @@ class Sampler:
 
     def _draw(self, number: int) -> Triplet:
         lap, place = divmod(number, len(self.dataset.train))
-        return self.dataset.train[_order(self.seed, lap, len(self.dataset.train))[place]]
+        return self.dataset.train[order(self.seed, lap, len(self.dataset.train))[place]]
 
     def _rng(self, *key: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, *key))
 
 
 @functools.lru_cache(maxsize=4)
-def _order(seed: int, lap: int, count: int) -> Int[np.ndarray, "count"]:
+def order(seed: int, lap: int, count: int) -> Int[np.ndarray, "count"]:
+    """Returns the permutation in which lap number `lap` through `count` examples draws them."""
     return np.random.default_rng((seed, _ORDER, lap)).permutation(count)

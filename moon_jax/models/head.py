@@ -28,9 +28,13 @@ def gather_head(shard: Float[Array, "v d_shard"], dtype: jax.typing.DTypeLike) -
 
 
 def look_up(tokens: Int[Array, "*b"], table: Float[Array, "v d"]) -> Float[Array, "*b d"]:
-    """Returns the embeddings of the tokens; where the table is split, the shards add zeros to the one that has it."""
+    """Returns the embeddings of the tokens; where the table is split, the shards add zeros to the one that has it.
+
+    The gradients of a token that occurs often (every document has the template's) add up in float32.
+    """
     place, here = _place(tokens, table)
-    return leave_tensor(jnp.where(here[..., None], table[place], 0))
+    rows = table.astype(jnp.float32)[place].astype(table.dtype)
+    return leave_tensor(jnp.where(here[..., None], rows, 0))
 
 
 def logits(hidden: Float[Array, "*b d"], head: Float[Array, "v d"]) -> Float[Array, "*b v"]:

@@ -28,6 +28,11 @@ def most(number: int) -> int:
     return number if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int32(number)).max())
 
 
+def same(number: int) -> bool:
+    """Returns whether all processes give the same number, of 31 bits."""
+    return most(number) == -most(-number)
+
+
 class StopOnSignal:
     """Turns SIGTERM (preemption) and the first Ctrl-C into an orderly stop after the same step on every process.
 

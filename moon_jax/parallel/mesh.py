@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -112,7 +113,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if math.prod(shape.values()) != len(devices):
         text = " x ".join(f"{name}={size}" for name, size in shape.items())
         raise ConfigError(f"config.mesh {text} does not multiply to the {len(devices)} devices that are here")
-    return jax.make_mesh(tuple(shape.values()), AXES, axis_types=(AxisType.Explicit,) * 4, devices=devices)
+    # neighbours along an axis are neighbours in the pod's torus, also where an axis is part of a physical one
+    grid = mesh_utils.create_device_mesh(tuple(shape.values()), devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 4)
 
 
 def abstract_mesh(config: MeshConfig, devices: int = 0) -> AbstractMesh:
@@ -143,23 +146,29 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return math.prod(mesh.shape[name] for name in BATCH_AXES)
 
 
-def host_shards(mesh: Mesh) -> range:
-    """Returns the batch shards whose devices this process owns; they are consecutive.
+def host_shards(mesh: Mesh) -> tuple[int, ...]:
+    """Returns the batch shards whose devices this process owns, in order: the ones whose records it reads.
 
-    Raises:
-        ConfigError: the mesh interleaves the processes, so that a host would read batches with gaps.
+    They have gaps where the mesh follows a pod's torus. A shard whose `tensor` devices lie on several processes is read
+    by each of them.
     """
     owners = np.array([[d.process_index for d in row] for row in mesh.devices.reshape(batch_shards(mesh), -1)])
-    mine = np.flatnonzero((owners == jax.process_index()).any(axis=1))
-    if len(mine) != mine[-1] - mine[0] + 1:
-        raise ConfigError(f"process {jax.process_index()} owns the batch shards {mine.tolist()}, which have gaps")
-    return range(int(mine[0]), int(mine[-1]) + 1)
+    return tuple(np.flatnonzero((owners == jax.process_index()).any(axis=1)).tolist())
 
 
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Returns the host's shards [G of this host, ...] as global arrays [G, ...], sharded over the batch axes."""
-    sharding = NamedSharding(mesh, BATCH_SPEC)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    """Returns the host's shards [host_shards(mesh), ...] as global arrays [G, ...], sharded over the batch axes."""
+    sharding, shards = NamedSharding(mesh, BATCH_SPEC), batch_shards(mesh)
+    rows = {shard: row for row, shard in enumerate(host_shards(mesh))}
+
+    def place(array: np.ndarray) -> jax.Array:
+        def own(index):
+            row = rows[index[0].start or 0]
+            return array[row : row + 1]
+
+        return jax.make_array_from_callback((shards, *array.shape[1:]), sharding, own)
+
+    return {name: place(array) for name, array in batch.items()}
 
 
 def check_divisible(shapes: Any, specs: Any, mesh: Mesh | AbstractMesh) -> None:

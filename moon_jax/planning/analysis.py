@@ -45,7 +45,7 @@ def analyse(config: Config, target: Target) -> dict[str, Any]:
     mesh = mesh_on(target, config.mesh)
     trainer = check(config, target, mesh)
     links = Links(target, mesh)
-    cost = cost_of(config, mesh, links)
+    cost = cost_of(config, trainer, links)
     compiled = compile_step(trainer, target.chip.memory)
     report = outline(config, target, trainer, cost)
     report["memory"] |= {
@@ -174,10 +174,11 @@ def advice(config: Config, target: Target, cost: Cost) -> list[str]:
     lines = []
     for flags, changed in changes.items():
         try:
-            mesh_there = mesh_on(target, changed.mesh)
-            saved = cost.peak_memory - cost_of(changed, mesh_there, Links(target, mesh_there)).peak_memory
+            there = mesh_on(target, changed.mesh)
+            changed_cost = cost_of(changed, check(changed, target, there), Links(target, there))
         except ValueError:  # the change does not fit the model or the batch
             continue
+        saved = cost.peak_memory - changed_cost.peak_memory
         if saved > 0.01 * cost.peak_memory:
             lines.append((saved, f"{flags} (saves about {saved / GIB:.1f} GiB)"))
     return [line for _, line in sorted(lines, reverse=True)]

@@ -22,7 +22,7 @@ _WARNINGS = {
 }
 # There is no GPU to try kernels on, and the one that stands in for them must take any shape.
 _NO_TRIALS = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
-OPTIONS = {"cpu": {}, "tpu": {}, "gpu": _NO_TRIALS, "cuda": _NO_TRIALS}
+OPTIONS = {"cpu": {"xla_backend_optimization_level": 0}, "tpu": {}, "gpu": _NO_TRIALS, "cuda": _NO_TRIALS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +35,15 @@ class Compiled:
     outputs: int  # beside those that take the place of donated arguments
     code: int
     peak: int  # of all together
-    fits: bool
     capacity: float  # that a program may fill
     collectives: tuple[Collective, ...]  # empty if the compiler gave up for want of memory
     warnings: tuple[str, ...]
     largest: tuple[str, ...] = ()  # allocations that the compiler names when it gives up
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory of the chip is enough."""
+        return self.peak <= self.capacity
 
 
 def compile_step(trainer: Trainer, capacity: float) -> Compiled:
@@ -69,13 +73,13 @@ def compile_step(trainer: Trainer, capacity: float) -> Compiled:
         used, limit = _overflow(failure)
         found = re.findall(r"Size: (\S+)\s+(?:Operator: op_name=\"([^\"]*)\")?", failure)
         largest = tuple(f"{size} {name}" for size, name in found[:8])
-        return Compiled(seconds, 0, 0, 0, 0, used, False, limit, (), warnings, largest)
+        return Compiled(seconds, 0, 0, 0, 0, used, limit, (), warnings, largest)
     memory = program.memory_analysis()
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     parts = (memory.argument_size_in_bytes, memory.temp_size_in_bytes, outputs, memory.generated_code_size_in_bytes)
     peak = sum(parts)
     collectives = tuple(collectives_of(program.as_text(), mesh.shape))
-    return Compiled(seconds, *parts, peak, peak <= capacity, capacity, collectives, warnings)
+    return Compiled(seconds, *parts, peak, capacity, collectives, warnings)
 
 
 def _overflow(message: str) -> tuple[int, float]:

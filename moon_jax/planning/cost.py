@@ -9,9 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
-import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh
 
 from moon_jax.config import Config
 from moon_jax.data.packing import BatchShape
@@ -52,21 +50,17 @@ class Cost:
         return self.arithmetic_seconds / ATTAINABLE + self.network_seconds
 
 
-def cost_of(config: Config, mesh: jax.sharding.Mesh, links: Links) -> Cost:
+def cost_of(config: Config, trainer: Trainer, links: Links) -> Cost:
     """Returns the cost of the config's training step.
 
     Args:
         config: all settings.
-        mesh: over the devices of a target (`mesh_on`).
-        links: of that target and mesh.
-
-    Raises:
-        ConfigError: config and mesh do not fit.
+        trainer: of this config on the mesh of `links`, or of one that differs in `moe.strategy` only.
+        links: of a target and its mesh.
     """
-    abstract = AbstractMesh(mesh.devices.shape, mesh.axis_names, axis_types=mesh.axis_types)
-    trainer = Trainer(config, abstract)
-    shape = planned_shape(config, abstract)
-    moe = moe_work(config, abstract, shape.rows * shape.row_tokens) if config.moe.experts else None
+    mesh = trainer.mesh.abstract_mesh
+    shape = planned_shape(config, mesh)
+    moe = moe_work(config, mesh, shape.rows * shape.row_tokens) if config.moe.experts else None
     flops = step_flops(trainer, shape, moe.rows if moe else 0.0)
     sent = transfers(trainer, shape, moe)
     total = sum(part.total for part in flops.values())
@@ -76,7 +70,7 @@ def cost_of(config: Config, mesh: jax.sharding.Mesh, links: Links) -> Cost:
         model_flops=model_flops(trainer, shape),
         transfers=sent,
         arithmetic_seconds=total / links.target.chip.peak_flops,
-        network_seconds=sum(transfer_seconds(links, [(*k, v) for k, v in sent.items()], abstract.shape).values()),
+        network_seconds=sum(transfer_seconds(links, [(*k, v) for k, v in sent.items()], mesh.shape).values()),
     )
 
 

@@ -6,11 +6,12 @@ whatever its mask. The norms, activations and the optimizer are left out: below 
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from moon_jax.config import MeshConfig
+from moon_jax.config import Config, MeshConfig, MoEConfig
 from moon_jax.data.packing import BatchShape
 from moon_jax.parallel.mesh import abstract_mesh
 from moon_jax.training.state import Trainer
@@ -103,7 +104,8 @@ def model_flops(trainer: Trainer, shape: BatchShape) -> float:
     the static shape is what a step computes.
     """
     config, mesh = trainer.config, trainer.mesh
-    whole = Trainer(config, abstract_mesh(MeshConfig(1, 1, 1, 1)))
+    moe = dataclasses.replace(config.moe, strategy=MoEConfig.strategy, placement=MoEConfig.placement)
+    whole = _on_one_device(dataclasses.replace(config, mesh=MeshConfig(1, 1, 1, 1), moe=moe))
     tokens = shape.rows * shape.row_tokens
     parts = step_flops(whole, shape, float(tokens * config.moe.top_k))
     total = sum(part.forward + part.backward for part in parts.values())
@@ -111,6 +113,11 @@ def model_flops(trainer: Trainer, shape: BatchShape) -> float:
     causal = config.model.attention == "causal"
     half = 2 * tokens * shape.row_tokens * text.num_attention_heads * text.head_dim * text.num_hidden_layers * 3
     return (total - half * causal) / mesh.shape["tensor"]
+
+
+@functools.lru_cache(maxsize=4)
+def _on_one_device(config: Config) -> Trainer:
+    return Trainer(config, abstract_mesh(config.mesh))
 
 
 def axes_of(spec: Iterable[Any]) -> tuple[str, ...]:

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from moon_jax.config import Config, ConfigError, MeshConfig
-from moon_jax.moe.dispatch import STRATEGIES
+from moon_jax.moe.dispatch import STRATEGIES, check_strategy
 from moon_jax.planning.analysis import check
 from moon_jax.planning.chips import Target
 from moon_jax.planning.cost import Cost, cost_of
 from moon_jax.planning.network import Links
 from moon_jax.planning.targets import mesh_on
+
+
+PLACEMENTS = ("spread", "split")
 
 
 class Candidate(NamedTuple):
@@ -37,16 +40,20 @@ def rank(
         progress: called with (ways looked at, all ways).
     """
     ways = list(_ways(config, target.count))
-    found, refused = [], {}
+    found, refused, trainers = [], {}, {}
     for number, changed in enumerate(ways):
         progress(number, len(ways))
+        key = changed.mesh, changed.moe.placement
         try:
-            mesh = mesh_on(target, changed.mesh)
-            trainer = check(changed, target, mesh)
-            cost = cost_of(changed, mesh, Links(target, mesh))
+            if key not in trainers:
+                mesh = mesh_on(target, changed.mesh)
+                trainers = {key: (check(changed, target, mesh), Links(target, mesh))}
+            trainer, links = trainers[key]
+            check_strategy(changed.moe, trainer.mesh.shape, target.chip.platform)
         except ConfigError as error:
             refused[name(changed)] = str(error)
             continue
+        cost = cost_of(changed, trainer, links)
         fits = cost.peak_memory <= target.chip.memory
         found.append(Candidate(changed, cost, fits, tuple(trainer.replicated)))
     progress(len(ways), len(ways))
@@ -64,8 +71,8 @@ def _ways(config: Config, chips: int) -> Iterator[Config]:
             if expert == 1:
                 yield dataclasses.replace(config, mesh=mesh)
             continue
-        for strategy in STRATEGIES.values():
-            for placement in strategy.placements:
+        for placement in PLACEMENTS:
+            for strategy in (s for s in STRATEGIES.values() if placement in s.placements):
                 moe = dataclasses.replace(config.moe, strategy=strategy.name, placement=placement)
                 yield dataclasses.replace(config, mesh=mesh, moe=moe)
 

@@ -17,7 +17,7 @@ _FIELDS = {
     "moe": ("experts", "top_k", "gate", "guided"),
     "data": (
         "prompt", "query_prompt", "images_per_item", "description", "crop", "crop_margin", "min_pixels", "max_pixels",
-        "max_aspect", "title_tokens", "category_tokens", "attribute_tokens",
+        "max_aspect", "title_tokens", "category_tokens", "attribute_tokens", "grounding",
     ),
 }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Pixels against transformers' own processor, and files that strangers might send."""
 
+import dataclasses
 import io
 import struct
 import zlib
@@ -12,8 +13,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from moon_jax.config import DataConfig, Role, VisionConfig
 from moon_jax.data import grids, images, picture_files, views
-from moon_jax.data.patches import patchify
 from moon_jax.data.documents import Document
+from moon_jax.data.patches import patchify
 from moon_jax.data.records import ImageRef
 
 VISION = VisionConfig()
@@ -146,8 +147,14 @@ def test_pictures_are_originals_followed_by_their_crops(tmp_path):
     Image.fromarray(noise(90, 90, seed=1)).save(tmp_path / "b.png")
     a, b = str(tmp_path / "a.png"), str(tmp_path / "b.png")
     refs = (ImageRef(a, (30.0, 20.0, 100.0, 90.0)), ImageRef(b), ImageRef(b, (5.0, 5.0, 1.0, 1.0)))
-    data = DataConfig(max_pixels=HIGH, crop_margin=0.0)
+    data = DataConfig(max_pixels=HIGH, crop_margin=0.0, on_error="skip")
     out = images.pictures(Document(refs), data, VISION)
+    (unused,) = images.unused_boxes(refs, out, data)
+    assert "b.png: the box (5.0, 5.0, 1.0, 1.0) holds nothing" in unused.message
+    strict = dataclasses.replace(data, on_error="raise")
+    for read in (images.pictures, images.grids):
+        with pytest.raises(images.BoxError, match=r"b\.png: the box \(5\.0, 5\.0, 1\.0, 1\.0\) holds nothing"):
+            read(Document(refs), strict, VISION)
     assert [p.role for p in out] == [Role.IMAGE, Role.CORE, Role.IMAGE, Role.IMAGE]
     with Image.open(a) as image:
         expected = patchify(image.crop((30, 20, 100, 90)), VISION, LOW, HIGH)

@@ -7,8 +7,8 @@ import pytest
 
 from moon_jax.config import DataConfig, Role, VisionConfig
 from moon_jax.data import grids, packing, positions, slots
-from moon_jax.data.patches import Picture
 from moon_jax.data.documents import EncodedDocument
+from moon_jax.data.patches import Picture
 
 VISION = VisionConfig(patch_size=2, window_size=16)  # windows of 4 x 4 units, 64 patches
 DATA = DataConfig(min_pixels=4 * 16, max_pixels=30 * 16, title_tokens=12, category_tokens=6, attribute_tokens=8)

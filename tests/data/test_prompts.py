@@ -7,8 +7,8 @@ from transformers import AutoTokenizer
 
 from moon_jax.config import Role, VisionConfig
 from moon_jax.data import prompts, tokenizer
-from moon_jax.data.patches import patchify
 from moon_jax.data.packing import PackingError
+from moon_jax.data.patches import patchify
 from moon_jax.data.positions import mrope_positions
 from moon_jax.data.records import DataError
 

@@ -46,7 +46,7 @@ trap 'echo TERM >"$out.signal"; exit 143' TERM
 echo >"$out.ready"
 [[ ${FAILS:-} == "$MOON_PROCESS_ID" ]] && exit 7
 [[ -n ${WAITS:-} ]] || exit 0
-while true; do sleep 0.05; done
+for ((i = 0; i < 2000; i++)); do sleep 0.05; done
 """
 
 

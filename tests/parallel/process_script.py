@@ -17,6 +17,7 @@ from moon_jax.parallel.mesh import make_mesh
 def agree(me: int) -> None:
     """Counts and numbers are the same on both; a signal to one process stops both after the same step."""
     print("total", agreement.total({"a": 2 + me, "b": 0.5, "c": 0}), "most", agreement.most(7 - 3 * me))
+    print("same", agreement.same(2**31 - 1), agreement.same(2**31 - 1 - me))
     with agreement.StopOnSignal(make_mesh(MeshConfig())) as stop:
         for step in range(20):
             if step == 5 and me == 1:

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from moon_jax.config import ConfigError
-from moon_jax.parallel.agreement import STOPPED, most, total
+from moon_jax.parallel.agreement import STOPPED, most, same, total
 from moon_jax.parallel.processes import Place, find
 
 HERE = pathlib.Path(__file__).parent
@@ -85,6 +85,7 @@ def test_an_environment_that_does_not_fit_together_names_its_variables(environme
 def test_one_process_agrees_with_itself():
     assert total({"a": 3, "b": 0.5}) == {"a": 3, "b": 0.5}
     assert most(4) == 4
+    assert same(4)
 
 
 def run(case: str, ids: tuple[int, ...] = (0, 1), devices: int = 4) -> list[tuple[int, str, str, float]]:
@@ -119,6 +120,7 @@ def test_two_processes_sum_their_counts_and_stop_after_the_same_step():
     for status, out, err, _ in run("agree"):
         assert status == 0, err
         assert "total {'a': 5, 'b': 1.0, 'c': 0} most 7" in out
+        assert "same True False" in out
         assert "stopped after step 6" in out, "signalled in step 5; the vote is read one step later"
 
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from moon_jax.config import MeshConfig, ModelConfig, MoEConfig, Role, VisionConfig
 from moon_jax.data.documents import EncodedDocument
-from moon_jax.data.patches import Picture, patchify
 from moon_jax.data.packing import BatchShape, pack
+from moon_jax.data.patches import Picture, patchify
 from moon_jax.data.prompts import EncodedPrompt, prompt_batch, prompt_shape
 from moon_jax.hf.config import read_config
 from moon_jax.hf.load import HFSource

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 from tqdm import tqdm
 
 from moon_jax.config import DataConfig
-from moon_jax.data.policy import MAX_LINE_BYTES, Ledger, Skipped, box_problem, is_number, shown, well_formed
+from moon_jax.data.policy import MAX_LINE_BYTES, Ledger, Skipped, box_problem, shown, well_formed
 from moon_jax.data.records import Box, DataError, ImageRef
 from moon_jax.data.strict_json import unique_json
 

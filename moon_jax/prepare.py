@@ -1,0 +1,202 @@
+"""Makes a benchmark: `python -m moon_jax.prepare --catalogue=PATH --log=PATH --output=DIR`.
+
+The log has a purchase a row: the text or the picture of the query (or both), the item that was bought, the time. It is
+CSV, TSV, JSON Lines or Parquet. The catalogue is anything that `python -m moon_jax.describe` reads. The output is what
+training and describe read: train.jsonl, test.jsonl, items.jsonl; and report.json says what was dropped and why.
+As the MBE benchmark was made (paper 4):
+  - every industry (first level of the category) keeps its share of the purchases, rare ones get --floor records;
+  - each record has a hard negative: another product of the same category, the deepest that has one; with --miner the
+    product that a trained model finds most similar to the query, but less so than what was bought;
+  - no product, text or picture of a query that is in the test set is in training;
+  - columns with personal data are refused, and rows that look personal dropped.
+The same catalogue, log and flags give the same files, whatever the engine and the order of the rows.
+
+    python -m moon_jax.prepare --catalogue=shop.csv --log=purchases.parquet --output=bench
+    python -m moon_jax.prepare --catalogue=shop.csv --log=log.csv --columns=query_text=Suche,item_id=Artikel \
+        --ignore_columns=user_id --train_rows=100000 --test_rows=10000 --output=bench
+    spark-submit ... moon_jax/prepare.py --engine=spark --log=hdfs:///log --work=/shared/tmp ...
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from absl import app, flags, logging
+
+from moon_jax.config import ConfigError, DataConfig
+from moon_jax.config_rules import FORMATS
+from moon_jax.data import sources
+from moon_jax.data.benchmark import report as reports
+from moon_jax.data.benchmark.build import Settings, build
+from moon_jax.data.benchmark.engine import ENGINES, connect
+from moon_jax.data.benchmark.functions import NO_TIME, seconds
+from moon_jax.data.benchmark.listings import listings
+from moon_jax.data.benchmark.log_file import Columns
+from moon_jax.data.benchmark.purchases import Window
+from moon_jax.data.records import DataError
+from moon_jax.data.sources import guess
+from moon_jax.evaluation.report import write_json
+
+REPORT = "report.json"
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags and runs; mistakes of the user end with one plain message instead of a traceback."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are given as --name=value")
+    logging.set_verbosity(logging.WARNING)
+    try:
+        run()
+    except (ConfigError, DataError, OSError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def run() -> None:
+    """Makes the benchmark that the flags ask for; see the module."""
+    output = pathlib.Path(OUTPUT.value).expanduser().absolute()
+    if output.exists() and not (output / REPORT).exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"{output} holds something that is not a benchmark of this command; name another folder")
+    columns = Columns(LOG.value, _pairs("columns", COLUMNS.value), IGNORE_COLUMNS.value)
+    window = Window(_day("since", SINCE.value), _day("until", UNTIL.value))
+    settings = Settings(
+        TRAIN_ROWS.value, TEST_ROWS.value, FLOOR.value, SEED.value, window, MAX_PERSONAL_SHARE.value, MINER_MARGIN.value
+    )
+    found = listings(sources.read(_catalogue(), triplets=False), TEST_SHARE.value)
+    model = None
+    if MINER.value:
+        from moon_jax.encoder import load  # JAX takes seconds to start, and only this needs it
+
+        model = load(MINER.value, progress=True)
+    log = DataConfig(
+        path=LOG.value,
+        image_folder=_query_pictures(),
+        on_error=ON_ERROR.value,
+        max_skipped_share=MAX_SKIPPED_SHARE.value,
+    )
+    say = lambda line: print(f"{line} ...", file=sys.stderr)  # noqa: E731
+    with _fresh(output) as folder, _work(output) as work:
+        engine = connect(ENGINE.value, work, MEMORY_GB.value)
+        try:
+            report = build(found, log, columns, settings, engine, folder, output, say, model)
+        finally:
+            engine.close()
+        report["settings"] = dataclasses.asdict(settings) | {
+            "test_share": TEST_SHARE.value, "engine": ENGINE.value, "miner": MINER.value,
+        }  # fmt: skip
+        write_json(report, folder / REPORT)
+    print(reports.text(report))
+    share = "" if TEST_SHARE.value == DataConfig().unseen_share else f" --config.data.unseen_share={TEST_SHARE.value:g}"
+    print(f"\n{output}: train with --config.data.format=jsonl --config.data.path={OUTPUT.value}{share}")
+
+
+def _catalogue() -> DataConfig:
+    return DataConfig(
+        path=CATALOGUE.value,
+        format=FORMAT.value or guess.guess(CATALOGUE.value)[0].format,
+        image_folder=IMAGE_FOLDER.value,
+        columns=tuple(_pairs("catalogue_columns", CATALOGUE_COLUMNS.value, several=True)),
+        on_error=ON_ERROR.value,
+        max_skipped_share=MAX_SKIPPED_SHARE.value,
+    )
+
+
+def _query_pictures() -> str:
+    if QUERY_FOLDER.value:
+        return str(pathlib.Path(QUERY_FOLDER.value).expanduser().absolute())
+    path = pathlib.Path(LOG.value).expanduser().absolute()
+    return str(path if path.is_dir() else path.parent)
+
+
+@contextlib.contextmanager
+def _fresh(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a folder that takes the place of the output when all went well, and is gone otherwise."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    fresh = pathlib.Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        yield fresh
+        fresh.chmod(0o755)  # mkdtemp's folders are private
+        if output.exists():
+            shutil.rmtree(output)
+        fresh.rename(output)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _work(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    folder = pathlib.Path(WORK.value).expanduser().absolute() if WORK.value else output.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    work = pathlib.Path(tempfile.mkdtemp(prefix=".prepare.", dir=folder))
+    if ENGINE.value == "spark":
+        os.chmod(work, 0o777)  # executors may run as another user
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _pairs(name: str, given: list[str], several: bool = False):
+    pairs = [tuple(part.strip() for part in one.partition("=")) for one in given]
+    if wrong := [one for one, (_, sign, _) in zip(given, pairs, strict=True) if not sign]:
+        raise ConfigError(f"--{name}: {wrong[0]!r} is no OURS=THEIRS")
+    return [(ours, theirs) for ours, _, theirs in pairs] if several else {ours: theirs for ours, _, theirs in pairs}
+
+
+def _day(name: str, given: str | None) -> int | None:
+    if given is None:
+        return None
+    found = seconds(given) if "-" in given else NO_TIME
+    if found == NO_TIME:
+        today = datetime.date.today().isoformat()
+        raise ConfigError(f"--{name}={given}: not a day or time after 1970, such as {today} or {today}T12:00:00+08:00")
+    return found
+
+
+CATALOGUE = flags.DEFINE_string("catalogue", None, "folder or file of the listings")
+FORMAT = flags.DEFINE_enum("format", None, FORMATS, "of the catalogue; by default it is guessed")
+IMAGE_FOLDER = flags.DEFINE_string("image_folder", "", "where relative paths of the catalogue's pictures start")
+CATALOGUE_COLUMNS = flags.DEFINE_list(
+    "catalogue_columns", [], "for tables: OURS=THEIRS names, as --columns of describe"
+)
+LOG = flags.DEFINE_string("log", None, ".csv, .tsv or .jsonl file, or Parquet: a file, a folder, an address of Spark's")
+COLUMNS = flags.DEFINE_list("columns", [], "OURS=THEIRS names of the log: query_text, query_image, item_id, time")
+IGNORE_COLUMNS = flags.DEFINE_list(
+    "ignore_columns", [], "columns of the log with personal data: allowed there, not read"
+)
+QUERY_FOLDER = flags.DEFINE_string(
+    "query_folder", "", "where paths of query pictures start; by default the log's folder"
+)
+OUTPUT = flags.DEFINE_string("output", None, "folder of the benchmark; one that this command wrote is replaced")
+TRAIN_ROWS = flags.DEFINE_integer("train_rows", 0, "training records wanted; 0 = all there are", lower_bound=0)
+TEST_ROWS = flags.DEFINE_integer("test_rows", 0, "test records wanted; 0 = all there are", lower_bound=0)
+TEST_SHARE = flags.DEFINE_float(
+    "test_share",
+    DataConfig().unseen_share,
+    "of the products, by a hash of their id, are for the test set only",
+    0.001,
+    0.999,
+)
+FLOOR = flags.DEFINE_integer("floor", 100, "records that a rare industry has in each set, if there are as many", 0)
+SEED = flags.DEFINE_integer("seed", 0, "of the draws; products are divided without it, as training divides them")
+SINCE = flags.DEFINE_string("since", None, "purchases from this day or time on (UTC unless it names a zone)")
+UNTIL = flags.DEFINE_string("until", None, "purchases before this day or time")
+MAX_PERSONAL_SHARE = flags.DEFINE_float("max_personal_share", 0.01, "more rows that look personal stop the run", 0, 1)
+MINER = flags.DEFINE_string("miner", "", "folder of a trained model that finds the hard negatives")
+MINER_MARGIN = flags.DEFINE_float("miner_margin", 0.0, "how much less similar to the query than what was bought", 0)
+ENGINE = flags.DEFINE_enum("engine", "duckdb", ENGINES, "duckdb: in this process; spark: the session of spark-submit")
+MEMORY_GB = flags.DEFINE_float("memory_gb", 2.0, "that DuckDB may take; the catalogue comes on top", 0.2)
+WORK = flags.DEFINE_string(
+    "work", "", "folder for intermediate tables, removed at the end; Spark's machines must see it"
+)
+ON_ERROR = flags.DEFINE_enum("on_error", "raise", ("raise", "skip"), "what an unreadable line or listing does")
+MAX_SKIPPED_SHARE = flags.DEFINE_float("max_skipped_share", 0.01, "more than this share skipped stops the run", 0, 1)
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["catalogue", "log", "output"])
+    app.run(main)
