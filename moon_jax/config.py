@@ -126,7 +126,9 @@ class MoEConfig:
 class LossConfig:
     """What is learned: the contrastive loss (paper 3.2), or to find products in pictures."""
 
-    kind: str = "contrastive"  # or "next_token": answers to the question of config.data.grounding; all below is not used
+    kind: str = (
+        "contrastive"  # or "next_token": answers to the question of config.data.grounding; all below is not used
+    )
     temperature: float = 0.05
     ring_batches: int = 2  # k: past global batches whose positives and hard negatives stay as negatives
     ring_warmup_steps: int = 0  # nothing is kept before this step: a model drawn at random moves too fast at first

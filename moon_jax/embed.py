@@ -28,7 +28,7 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from moon_jax.config import ConfigError, MeshConfig
+from moon_jax.config import ConfigError
 from moon_jax.data.documents import KINDS, PLAIN
 from moon_jax.data.embed_records import Reader
 from moon_jax.data.picture_files import ImageError
@@ -37,7 +37,8 @@ from moon_jax.data.records import DataError
 from moon_jax.data.tokenizer import TokenizerError
 from moon_jax.data.vector_file import SETTINGS, VECTORS, VectorFile
 from moon_jax.encoder import DTYPES, Encoder, from_pretrained, with_max_pixels
-from moon_jax.parallel.mesh import AXES, make_mesh
+from moon_jax.flag_values import parse_mesh
+from moon_jax.parallel.mesh import make_mesh
 from moon_jax.parallel.processes import meet, together
 from moon_jax.training.embedder import EmbeddingError, window_documents
 from moon_jax.training.pretrained import Pretrained, open_pretrained
@@ -155,21 +156,6 @@ def _warn(found: Pretrained, scan: Scan) -> None:
 def _say(message: str) -> None:
     if jax.process_index() == 0:
         print(message, file=sys.stderr)
-
-
-def parse_mesh(text: str) -> MeshConfig:
-    """Returns the mesh of "fsdp=4,tensor=2"; "data" takes the devices that the others leave.
-
-    Raises:
-        ConfigError: an axis or a size is none.
-    """
-    sizes = {}
-    for word in filter(None, text.split(",")):
-        name, _, size = word.partition("=")
-        if name.strip() not in AXES or name.strip() in sizes or not size.strip().lstrip("-").isdigit():
-            raise ConfigError(f"--mesh={text}: {word!r} is no AXIS=SIZE; the axes are {', '.join(AXES)}")
-        sizes[name.strip()] = int(size)
-    return MeshConfig(**sizes)
 
 
 MODEL = flags.DEFINE_string("model", None, "folder of the model: Hugging Face, converted, or a training run's")

@@ -26,9 +26,9 @@ from moon_jax.data.sources import lines
 from moon_jax.data.tokenizer import Tokenizer
 from moon_jax.models import head as heads
 from moon_jax.models import moon
-from moon_jax.models.generate import Generator
-from moon_jax.parallel.mesh import batch_shards, check_divisible, host_shards, make_mesh
-from moon_jax.training.embedder import Embedder, Part, exact, window_documents
+from moon_jax.parallel.mesh import batch_shards, check_divisible, make_mesh
+from moon_jax.training.answerer import Answerer
+from moon_jax.training.embedder import Embedder, Part, window_documents
 from moon_jax.training.pretrained import Pretrained, open_pretrained
 from moon_jax.weights.source import LM_HEAD, Source, WeightsError, place
 from moon_jax.weights.spec import describe, parse
@@ -70,8 +70,16 @@ class Encoder:
         self._embedder = Embedder(config, mesh, tokenizer)
 
     @functools.cached_property
-    def _generator(self) -> Generator:
-        return Generator(self.config.model, self.config.moe, self.mesh)
+    def _answerer(self) -> Answerer:
+        return Answerer(self.config, self.mesh, self.tokenizer, self.head)
+
+    def head(self) -> Float[Array, "v d"] | None:
+        """Returns the output head, read once; None where it is the token embedding.
+
+        Raises:
+            WeightsError: it was left out of the checkpoint (training leaves an untied one out).
+        """
+        return self._head
 
     @functools.cached_property
     def _head(self) -> Float[Array, "v d"] | None:
@@ -201,20 +209,19 @@ class Encoder:
             WeightsError: the output head was left out of the checkpoint (training leaves an untied one out).
             DataError: a prompt or a picture of it cannot be used.
         """
-        vision, shards = self.config.model.vision, batch_shards(self.mesh)
-        eos, out = chat.eos_ids(self.tokenizer), []
-        numbered = enumerate(prompts)
-        while part := list(itertools.islice(numbered, batch_size * shards)):
-            encoded = [
-                chat.encode_chat(self._chat_parts(prompt, f"prompt {number}"), self.tokenizer, vision, system=system)
-                for number, prompt in part
-            ]
-            shape = chat.prompt_shape(encoded, min(batch_size, len(encoded)), shards, vision)
-            batch = chat.prompt_batch(encoded, shape, vision, host_shards(self.mesh))
-            with exact(self.config.model.dtype):
-                tokens = self._generator(self.params, batch, max_new_tokens, eos, self._head)
-            out += [chat.answer_text(row, self.tokenizer) for row in tokens[: len(encoded)]]
-        return out
+        vision, numbered = self.config.model.vision, enumerate(prompts)
+
+        def batches() -> Iterator[list[chat.EncodedPrompt]]:
+            while part := list(itertools.islice(numbered, batch_size * batch_shards(self.mesh))):
+                yield [
+                    chat.encode_chat(
+                        self._chat_parts(prompt, f"prompt {number}"), self.tokenizer, vision, system=system
+                    )
+                    for number, prompt in part
+                ]
+
+        answers = self._answerer.answers(self.params, batches(), max_new_tokens, batch_size)
+        return list(itertools.chain.from_iterable(answers))
 
     def parts(
         self,

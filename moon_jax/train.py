@@ -22,7 +22,8 @@ import pathlib
 import shutil
 import sys
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,9 +33,10 @@ from ml_collections import config_flags
 
 from moon_jax.config import Config, ConfigError, resolve, to_dict
 from moon_jax.data import catalogue, images, sources, tokenizer
+from moon_jax.data.grounding_batches import GroundingBatches
 from moon_jax.data.pipeline import HOST_COUNTS, TrainBatches, stream
 from moon_jax.data.records import DataError, Dataset, training_texts
-from moon_jax.evaluation import expert_load, report, tasks
+from moon_jax.evaluation import expert_load, grounding, report, tasks
 from moon_jax.models.attention import check_attention
 from moon_jax.moe.dispatch import check_strategy
 from moon_jax.moe.router_stats import shortened
@@ -42,6 +44,7 @@ from moon_jax.parallel.agreement import STOPPED, StopOnSignal, most, total
 from moon_jax.parallel.mesh import batch_shards, host_shards, make_mesh, place_batch
 from moon_jax.parallel.processes import meet, together
 from moon_jax.training.checkpoint import CheckpointError, Checkpoints
+from moon_jax.training.detector import Detector
 from moon_jax.training.embedder import Embedder
 from moon_jax.training.log import Log
 from moon_jax.training.plan import describe
@@ -54,8 +57,8 @@ from moon_jax.weights.source import WeightsError
 # and weights, the fingerprints are compared instead.
 _FREE = (
     "name", "mesh", "eval", "model.path", "model.remat", "model.attention_impl", "moe.strategy", "moe.placement",
-    "data.path", "data.image_folder", "data.on_error", "data.max_skipped_share", "data.row_tokens", "data.rows",
-    "data.image_slots", "data.workers", "data.prefetch", "train.log_every", "train.checkpoint_every",
+    "data.path", "data.boxes", "data.image_folder", "data.on_error", "data.max_skipped_share", "data.row_tokens",
+    "data.rows", "data.image_slots", "data.workers", "data.prefetch", "train.log_every", "train.checkpoint_every",
     "train.keep_checkpoints",
 )  # fmt: skip
 
@@ -112,8 +115,9 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         trainer = Trainer(start.config, mesh)
         workdir.mkdir(parents=True, exist_ok=True)
         config, dataset, words, words_folder = prepare(start, workdir, saved is None)
-        batches = TrainBatches(dataset, words, config, batch_shards(mesh), host_shards(mesh))
-        encoder = Embedder(config, mesh, words)
+        task = _TASKS[config.loss.kind]
+        batches = task.batches(dataset, words, config, batch_shards(mesh), host_shards(mesh))
+        model = task.model(config, mesh, words)
         train_step = trainer.train_step(batches.shape.documents)
         meta = {
             "config": to_dict(config), "data": dataset.fingerprint, "tokenizer": words.fingerprint,
@@ -134,7 +138,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
             Log(workdir, config.train.steps, first, triplets_per_step=config.train.batch_size) as log,
             jax.set_mesh(mesh),
         ):
-            evaluate = functools.partial(_evaluate, dataset, encoder, config, workdir, log)
+            evaluate = functools.partial(_evaluate, dataset, model, config, workdir, log)
             results, previous, waiting = {}, None, time.perf_counter()
             for line in (*trainer.replicated, *(start.notes() if first == 0 else ())):
                 log.show(line)
@@ -265,9 +269,25 @@ def _settings(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+class _Task(NamedTuple):
+    """What is particular to a kind of loss."""
+
+    batches: Callable[..., TrainBatches | GroundingBatches]
+    model: Callable[..., Embedder | Detector]
+    use: Callable[..., Any]  # (model, parameters, documents or questions) -> what is evaluated
+    evaluate: Callable[..., dict[str, Any]]
+    table: Callable[[dict[str, Any]], str]
+
+
+_TASKS = {
+    "contrastive": _Task(TrainBatches, Embedder, Embedder.embed, tasks.evaluate, report.table),
+    "next_token": _Task(GroundingBatches, Detector, Detector.detect, grounding.evaluate, grounding.table),
+}
+
+
 def _evaluate(
     dataset: Dataset,
-    encoder: Embedder,
+    model: Embedder | Detector,
     config: Config,
     workdir: pathlib.Path,
     log: Log,
@@ -279,14 +299,15 @@ def _evaluate(
     last = step == config.train.steps
     if not last:  # the baseline does not change from one evaluation to the next
         config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, color_histogram=False))
-    results = tasks.evaluate(
+    task = _TASKS[config.loss.kind]
+    results = task.evaluate(
         dataset,
-        lambda documents: encoder.embed(state.params, documents),
+        functools.partial(task.use, model, state.params),
         config,
         max_queries=0 if last else config.eval.max_queries,
         about={
             "step": step,
-            "tokenizer": encoder.tokenizer.fingerprint,
+            "tokenizer": model.tokenizer.fingerprint,
             "catalogue": catalogue.stamp(config.data.path),
         },
     )
@@ -295,7 +316,7 @@ def _evaluate(
         if metrics.keys() >= expert_load.NEEDS:
             expert_load.write(metrics, workdir / "expert_load.png", f"expert load in step {step} of {config.name}")
     log.write_evaluation(step, results["metrics"])
-    log.show(report.table(results))
+    log.show(task.table(results))
     return results
 
 

@@ -22,6 +22,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 DATA = pathlib.Path(os.environ.get("MOON_DATA", ROOT / "../shared/data")).resolve()
 HAS_DATA = (DATA / "items.jsonl").exists()
 HAS_TORCH = importlib.util.find_spec("torch") is not None
+HAS_AOT = all(importlib.util.find_spec(name) is not None for name in ("libtpu", "jax_cuda12_plugin"))
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +45,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("torch") and not HAS_TORCH:
             item.add_marker(pytest.mark.skip(reason="torch is not installed: pip install -e '.[torch]'"))
+        if item.get_closest_marker("aot") and not HAS_AOT:
+            item.add_marker(pytest.mark.skip(reason="no compilers for accelerators: pip install -e '.[aot]'"))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -53,6 +56,7 @@ def pytest_runtest_makereport(item, call):
     excused = ("moon_data" in item.fixturenames and not HAS_DATA) or (
         item.get_closest_marker("torch") is not None and not HAS_TORCH
     )
+    excused = excused or (item.get_closest_marker("aot") is not None and not HAS_AOT)
     if report.skipped and not hasattr(report, "wasxfail") and not excused:
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} skipped although what it needs is here: {report.longrepr}"

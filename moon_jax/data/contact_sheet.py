@@ -9,10 +9,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from moon_jax.data import picture_files
 from moon_jax.data.histogram import Histogram
-from moon_jax.data.records import ImageRef
+from moon_jax.data.records import Box, ImageRef
 
 THUMB_PX, GAP_PX, TEXT_PX, CAPTION_LINES = 180, 10, 13, 3
-BOX_COLOR, BAR_COLOR, INK, PAPER, FAINT = (220, 30, 30), (60, 110, 180), (30, 30, 30), (255, 255, 255), (150, 150, 150)
+BOX_COLOR, KNOWN_COLOR, BAR_COLOR, INK, PAPER, FAINT = (
+    (220, 30, 30),
+    (30, 160, 60),
+    (60, 110, 180),
+    (30, 30, 30),
+    (255, 255, 255),
+    (150, 150, 150),
+)
 ELLIPSIS = "\u2026"
 # The first that is installed, by the file names of usual packages: Pillow knows where systems keep fonts.
 CHINESE_FONTS = ("NotoSansCJK-Regular.ttc", "wqy-microhei.ttc", "wqy-zenhei.ttc", "msyh.ttc", "PingFang.ttc")
@@ -26,6 +33,7 @@ class Cell:
     image: ImageRef | None
     heading: str  # one line: what it is
     caption: str
+    known_box: Box | None = None  # drawn in green, beside the picture's own in red
 
 
 def contact_sheet(cells: Sequence[Cell], columns: int) -> Image.Image:
@@ -43,7 +51,7 @@ def contact_sheet(cells: Sequence[Cell], columns: int) -> Image.Image:
         caption = cell.caption
         if cell.image is not None:
             try:
-                thumb = _thumbnail(cell.image)
+                thumb = _thumbnail(cell.image, cell.known_box)
                 sheet.paste(thumb, (x + (THUMB_PX - thumb.width) // 2, y + (THUMB_PX - thumb.height) // 2))
             except picture_files.ImageError as error:
                 draw.line((x, y, x + THUMB_PX, y + THUMB_PX), BOX_COLOR, 2)
@@ -104,13 +112,14 @@ def _installed(names: Sequence[str]) -> ImageFont.FreeTypeFont | None:
     return None
 
 
-def _thumbnail(ref: ImageRef) -> Image.Image:
+def _thumbnail(ref: ImageRef, known_box: Box | None) -> Image.Image:
     image = picture_files.load(ref.path)
     scale = THUMB_PX / max(image.size)
     size = tuple(max(1, round(side * scale)) for side in image.size)
     image = image.resize(size, Image.Resampling.BICUBIC)
-    if ref.box is not None:
-        ImageDraw.Draw(image).rectangle(tuple(side * scale for side in ref.box), outline=BOX_COLOR, width=2)
+    for box, color in ((known_box, KNOWN_COLOR), (ref.box, BOX_COLOR)):
+        if box is not None:
+            ImageDraw.Draw(image).rectangle(tuple(side * scale for side in box), outline=color, width=2)
     return image
 
 

@@ -22,21 +22,23 @@ from moon_jax.data.records import Box
 # What became of a question.
 PARSED, WHOLE, SHIPPED, UNREADABLE = "parsed", "whole_image", "shipped", "unreadable"
 STATUSES = (PARSED, WHOLE, SHIPPED, UNREADABLE)
-MOST_CHARACTERS = 100_000  # of an answer are read
+MOST_CHARACTERS = 10_000  # of an answer are read
 
-_NUMBER = r"\s*([-+]?\d{1,9}(?:\.\d{0,20})?)\s*"
+# White space is taken whole or not at all (*+): an answer of nothing but that must not take for ever.
+_NUMBER = r"\s*+([-+]?\d{1,9}(?:\.\d{0,20})?)\s*+"
 _COMMA, _OPEN, _CLOSE = r",", r"[\[(]", r"[\])]"
-_NAMED = r"[\"']?\s*[:=]\s*[\"']?" + _NUMBER + r"[\"']?\s*,?\s*[\"']?"
+_NAMED = r"[\"']?\s*+[:=]\s*+[\"']?" + _NUMBER + r"[\"']?\s*+,?\s*+[\"']?"
 _BOX = re.compile(
     "|".join(
         [
             _OPEN + _COMMA.join([_NUMBER] * 4) + _CLOSE,
-            _OPEN + _NUMBER + _COMMA + _NUMBER + _CLOSE + r"\s*,?\s*" + _OPEN + _NUMBER + _COMMA + _NUMBER + _CLOSE,
+            _OPEN + _NUMBER + _COMMA + _NUMBER + _CLOSE + r"\s*+,?\s*+" + _OPEN + _NUMBER + _COMMA + _NUMBER + _CLOSE,
             "".join(rf"\b{name}{_NAMED}" for name in ("x1", "y1", "x2", "y2")),
         ]
     )
 )
 _LABEL = re.compile(r"\"label\"\s*:\s*\"((?:[^\"\\]|\\.)*)(?:\"|$)")
+_BRACE = re.compile(r"[{}]")
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -98,7 +100,8 @@ def read_boxes(answer: str) -> list[_Candidate]:
 def _label(plain: str, span: tuple[int, int], labels: list[tuple[tuple[int, int], str]]) -> str:
     """Returns the label within the same braces as a box."""
     start = max(plain.rfind("{", 0, span[0]), plain.rfind("}", 0, span[0]))
-    end = next((place for place in range(span[1], len(plain)) if plain[place] in "{}"), len(plain))
+    brace = _BRACE.search(plain, span[1])
+    end = brace.start() if brace else len(plain)
     return next((text for (first, last), text in labels if start <= first and last <= end), "")
 
 
@@ -115,5 +118,5 @@ def _why_none(answer: str, boxes: list[Box], frame: Frame, coordinates: str) -> 
         return "no box in the answer"
     width, height = frame.source
     moved = [frame.to_source(box, coordinates) for box in boxes]
-    outside = [x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0 for x1, y1, x2, y2 in moved]
+    outside = [x1 > width or y1 > height or x2 < 0 or y2 < 0 for x1, y1, x2, y2 in moved]
     return "box outside the picture" if all(outside) else "box without area"

@@ -1,14 +1,15 @@
 """Batches by their number that teach a model to ground: picture and title in, the box as text out."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from moon_jax.config import Config, ConfigError
-from moon_jax.data import grounding, images, picture_files, slots
+from moon_jax.data import grounding, picture_files, slots
 from moon_jax.data.grids import max_picture_tokens, picture_bounds
 from moon_jax.data.grounding import Frame, Question
+from moon_jax.data.images import BoxError
 from moon_jax.data.packing import PackingError
 from moon_jax.data.pipeline import Batch
 from moon_jax.data.policy import Skipped, shown
@@ -16,10 +17,11 @@ from moon_jax.data.prompts import EncodedPrompt, PromptShape, encode_chat, promp
 from moon_jax.data.records import DataError, Dataset
 from moon_jax.data.sampling import MAX_SPARES, order
 from moon_jax.data.tokenizer import Tokenizer
-from moon_jax.data.views import augment
+from moon_jax.data.views import augment, crop_area
 
 _SPARE, _AUGMENT = 6, 7  # random streams, see moon_jax.data.sampling
 SEAM_TOKENS = 8  # a title and the words around it may have so many more tokens together than each by itself
+CHAT_TOKENS = 6  # <|im_start|> and <|im_end|> of three messages
 
 
 class GroundingBatches:
@@ -30,7 +32,7 @@ class GroundingBatches:
     title and box.
     """
 
-    def __init__(self, dataset: Dataset, tokenizer: Tokenizer, config: Config, shards: int, host_shards: range):
+    def __init__(self, dataset: Dataset, tokenizer: Tokenizer, config: Config, shards: int, host_shards: Sequence[int]):
         """Plans the static shape.
 
         Args:
@@ -51,11 +53,11 @@ class GroundingBatches:
         self.examples = grounding.training_questions(dataset)
         if not self.examples:
             raise DataError(
-                f"{config.data.path}: no picture of the training set has a box, so there is nothing to learn; boxes come "
-                "with the records or from a file (config.data.boxes)"
+                f"{config.data.path}: no picture of the training set has a box, so there is nothing to learn: boxes "
+                "come with the records or from a file (config.data.boxes)"
             )
         self.config, self.tokenizer, self.host_shards = config, tokenizer, host_shards
-        self.shape = plan_shape(config, tokenizer, config.train.batch_size // shards)
+        self.shape = plan_shape(config, config.train.batch_size // shards, tokenizer)
 
     def __getitem__(self, step: int) -> Batch:
         """Returns the host's part of the batch of a step.
@@ -101,7 +103,8 @@ class GroundingBatches:
     def _encode(self, question: Question, key: tuple[int, ...]) -> EncodedPrompt:
         data, vision = self.config.data, self.config.model.vision
         image, box = picture_files.load(question.image.path), question.image.box
-        images.check_box(question.image, image.size)
+        if crop_area(image.size, box, 0.0) is None:
+            raise BoxError(f"{picture_files.name_of(question.image.path)}: the box {box} holds nothing of the picture")
         if data.augment:
             image, box = augment(image, box, key, data.augment_area)
         answer = Frame.of(image.size, data, vision).to_model(box, data.grounding.coordinates)
@@ -109,24 +112,30 @@ class GroundingBatches:
         prompt = grounding.ask(picture, question.title, self.tokenizer, data, vision, answer)
         if len(prompt.tokens) > self.shape.row_tokens:
             raise PackingError(
-                f"the question has {len(prompt.tokens)} tokens, and a row {self.shape.row_tokens} (config.data.row_tokens)"
+                f"a question of {len(prompt.tokens)} tokens, a row has {self.shape.row_tokens} (config.data.row_tokens)"
             )
         return prompt
 
 
-def plan_shape(config: Config, tokenizer: Tokenizer, rows: int) -> PromptShape:
+def plan_shape(config: Config, rows: int, tokenizer: Tokenizer | None = None) -> PromptShape:
     """Returns the shape of one shard into which every question with its answer fits, one a row.
 
     `config.data.row_tokens` and `image_slots` overrule it.
+
+    Args:
+        config: `data`, `model.vision`.
+        rows: of the shard.
+        tokenizer: of the model; None = words are counted by their bytes, of which they have at most as many tokens.
     """
-    data, vision = config.data, config.model.vision
+    data, vision, asked = config.data, config.model.vision, config.data.grounding
     longest_px = max(picture_bounds(data, vision)) * vision.patch_size * vision.spatial_merge_size
-    widest = 10 ** len(str(longest_px if data.grounding.coordinates == "absolute" else grounding.THOUSANDTHS)) - 1
-    answer = grounding.answer_of((widest,) * 4, data.grounding)
-    words = encode_chat(
-        [grounding.question_text("", data.grounding)], tokenizer, vision, answer=answer, system=data.grounding.system
-    )
-    tokens = len(words.tokens) + SEAM_TOKENS + data.title_tokens + 2 + max_picture_tokens(data, vision)
+    widest = 10 ** len(str(longest_px if asked.coordinates == "absolute" else grounding.THOUSANDTHS)) - 1
+    question, answer = grounding.question_text("", asked), grounding.answer_of((widest,) * 4, asked)
+    if tokenizer is None:
+        words = len(f"system\n{asked.system}\nuser\n{question}\nassistant\n{answer}".encode()) + CHAT_TOKENS
+    else:
+        words = len(encode_chat([question], tokenizer, vision, answer=answer, system=asked.system).tokens)
+    tokens = words + SEAM_TOKENS + data.title_tokens + 2 + max_picture_tokens(data, vision)
     return PromptShape(
         rows=rows,
         row_tokens=data.row_tokens or tokens,

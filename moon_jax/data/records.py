@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 from PIL import Image
@@ -112,6 +112,30 @@ def gallery(dataset: Dataset, part: str) -> tuple[Product, ...]:
         there = ", ".join(sorted({product.part for product in dataset.products.values()}))
         raise DataError(f"no listing belongs to the part {part!r}; there are: {there}")
     return tuple(dataset.products[product_id] for product_id in sorted(ids))
+
+
+def replace_images(dataset: Dataset, new: Callable[[ImageRef, str], ImageRef]) -> Dataset:
+    """Returns the data set with other references to its pictures.
+
+    Args:
+        dataset: as it is.
+        new: gives the new reference for one of a listing and its title, or one of a query and its text; called for
+            every listing once, and for every query.
+    """
+    products = {
+        key: dataclasses.replace(product, images=tuple(new(image, product.title) for image in product.images))
+        for key, product in dataset.products.items()
+    }
+
+    def moved(triplet: Triplet) -> Triplet:
+        query, negative = triplet.query, triplet.negative
+        if query.image is not None:
+            query = dataclasses.replace(query, image=new(query.image, query.text))
+        negative = None if negative is None else products[negative.id]
+        return dataclasses.replace(triplet, query=query, positive=products[triplet.positive.id], negative=negative)
+
+    sets = {name: tuple(map(moved, getattr(dataset, name))) for name in ("train", "seen", "unseen")}
+    return dataclasses.replace(dataset, products=products, **sets)
 
 
 def training_texts(dataset: Dataset) -> Iterator[str]:

@@ -11,8 +11,8 @@ from jaxtyping import Int64
 
 from moon_jax.config import DataConfig, VisionConfig
 from moon_jax.data import images
-from moon_jax.data.records import Box, Dataset, ImageRef, ImageSource, Product
-from moon_jax.data.store import PackedImage, Store
+from moon_jax.data.records import Box, Dataset, ImageRef, ImageSource, replace_images
+from moon_jax.data.store import PackedImage, Store, open_store
 
 
 def key_of(source: ImageSource, folder: pathlib.Path) -> str:
@@ -20,6 +20,8 @@ def key_of(source: ImageSource, folder: pathlib.Path) -> str:
 
     So a store goes with its data set to another machine. A picture in memory has no key and gives "".
     """
+    if isinstance(source, PackedImage):
+        return source.key
     if not isinstance(source, str):
         text = "" if isinstance(source, bytes) or not hasattr(source, "read") else str(source)
     elif source.startswith(("http://", "https://")):
@@ -55,31 +57,14 @@ def attach(dataset: Dataset, store: Store, folder: pathlib.Path) -> Dataset:
         if row >= 0
     }
 
-    def moved(ref: ImageRef | None) -> ImageRef | None:
-        there = packed.get(ref.path) if ref is not None else None
+    def moved(ref: ImageRef, _: str) -> ImageRef:
+        there = packed.get(ref.path)
         return ref if there is None else ImageRef(there, scaled(ref.box, store, there.row))
 
-    def moved_all(product: Product) -> Product:
-        return dataclasses.replace(product, images=tuple(moved(ref) for ref in product.images))
-
-    products = {product_id: moved_all(product) for product_id, product in dataset.products.items()}
-
-    def moved_triplets(triplets):
-        return tuple(
-            dataclasses.replace(
-                t,
-                query=dataclasses.replace(t.query, image=moved(t.query.image)),
-                positive=products[t.positive.id],
-                negative=None if t.negative is None else products[t.negative.id],
-            )
-            for t in triplets
-        )
-
-    return Dataset(
-        *(moved_triplets(triplets) for triplets in (dataset.train, dataset.seen, dataset.unseen)),
-        products,
-        hashlib.sha256(f"{dataset.fingerprint}\0{store.digest}".encode()).hexdigest(),
-        dataset.report | {"pictures_in_store": len(packed), "pictures_not_in_store": len(sources) - len(packed)},
+    return dataclasses.replace(
+        replace_images(dataset, moved),
+        fingerprint=hashlib.sha256(f"{dataset.fingerprint}\0{store.digest}".encode()).hexdigest(),
+        report=dataset.report | {"pictures_in_store": len(packed), "pictures_not_in_store": len(sources) - len(packed)},
     )
 
 
@@ -91,6 +76,13 @@ def scaled(box: Box | None, store: Store, row: int) -> Box | None:
     if box is None or (width, height) == (source_width, source_height):
         return box
     x, y = width / source_width, height / source_height
+    return box[0] * x, box[1] * y, box[2] * x, box[3] * y
+
+
+def source_box(box: Box, image: PackedImage) -> Box:
+    """Returns a box in a stored picture as a box in the picture that it was made of: the way back of `scaled`."""
+    entry = open_store(image.folder).rows[image.row]
+    x, y = (int(entry[f"source_{side}"]) / int(entry[side]) for side in ("width", "height"))
     return box[0] * x, box[1] * y, box[2] * x, box[3] * y
 
 

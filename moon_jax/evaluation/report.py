@@ -37,7 +37,7 @@ def table(results: Mapping[str, Any]) -> str:
         ]
         for row in rows
     ]
-    text = _align([header, *lines], left=5)
+    text = align([header, *lines], left=5)
     for name, loss in results["loss"].items():
         text += (
             f"\n{name} loss {loss['loss']:.4f} over {loss['triplets']} triplets in batches of {loss['batch_size']}"
@@ -59,7 +59,7 @@ def write_json(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None
     unfinished.replace(path)
 
 
-def _align(rows: Sequence[Sequence[str]], left: int) -> str:
+def align(rows: Sequence[Sequence[str]], left: int) -> str:
     """Returns rows of cells as columns two spaces apart; the first `left` ones flush left, numbers flush right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

@@ -48,15 +48,19 @@ class Moon(nnx.Module):
         return self.vision(batch["patches"], batch["patch_picture"], batch["patch_window"], batch["patch_positions"])
 
     def next_token_loss(
-        self, batch: Mapping[str, Array], head: Float[Array, "v d_shard"] | None = None
+        self,
+        batch: Mapping[str, Array],
+        head: Float[Array, "v d_shard"] | None = None,
+        noise_key: Key[Array, ""] | None = None,
     ) -> tuple[Float[Array, ""], Float[Array, ""], Any]:
         """Returns (loss, number of predicted tokens, router statistics); the first two are of the global batch.
 
         Args:
             batch: one shard, with "chosen" [R, S]: which tokens are to be predicted from those before them.
             head: local shard of an untied output head; None = the token embedding.
+            noise_key: of the router noise of this training step; None = no noise.
         """
-        hidden, stats = self.hidden(batch)
+        hidden, stats = self.hidden(batch, noise_key)
         head = heads.gather_head(self.text.embed[...] if head is None else head, jnp.float32)
         fields = (batch[name] for name in ("tokens", "segment_ids", "chosen"))
         return *heads.next_token_loss(hidden, head, *fields), stats

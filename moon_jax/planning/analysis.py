@@ -153,7 +153,7 @@ def advice(config: Config, target: Target, cost: Cost) -> list[str]:
             config, model=dataclasses.replace(model, remat="full")
         )
     if model.attention_impl == "xla":
-        impl = {"tpu": "splash", "gpu": "cudnn"}[target.chip.platform]
+        impl = {"tpu": "splash", "gpu": "triton"}[target.chip.platform]
         changes[f"--config.model.attention_impl={impl}"] = dataclasses.replace(
             config, model=dataclasses.replace(model, attention_impl=impl)
         )

@@ -65,9 +65,9 @@ def step_flops(trainer: Trainer, shape: BatchShape, expert_rows: float) -> dict[
             continue
         rows, part = float(counts[place]), place
         size = math.prod(leaf.shape) / _ways(specs[name], mesh)
-        if name.startswith("text/layers/moe/") and last in EXPERTS:
+        if name.startswith("text/layers/moe/") and last in EXPERTS:  # rows are those of whole experts
             rows, part = expert_rows, "experts"
-            size /= leaf.shape[1] / _ways(specs[name][1:2], mesh)  # one of the experts of this device
+            size = math.prod(leaf.shape) / leaf.shape[1] / (mesh["tensor"] if "tensor" in axes_of(specs[name]) else 1)
         if last == "patch_embed":
             size /= leaf.shape[0]  # the kernel's frames are added up first
         forward = 2 * rows * size

@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 from moon_jax.config import Config, ConfigError, MeshConfig
 from moon_jax.moe.dispatch import STRATEGIES, check_strategy
 from moon_jax.planning.analysis import check
-from moon_jax.planning.chips import Target
+from moon_jax.planning.batch import planned_shape
+from moon_jax.planning.chips import GIB, Target
 from moon_jax.planning.cost import Cost, cost_of
 from moon_jax.planning.network import Links
 from moon_jax.planning.targets import mesh_on
-
+from moon_jax.training.plan import device_bytes
+from moon_jax.training.state import Trainer
 
 PLACEMENTS = ("spread", "split")
 
@@ -50,6 +52,7 @@ def rank(
                 trainers = {key: (check(changed, target, mesh), Links(target, mesh))}
             trainer, links = trainers[key]
             check_strategy(changed.moe, trainer.mesh.shape, target.chip.platform)
+            _check_state(trainer, target)
         except ConfigError as error:
             refused[name(changed)] = str(error)
             continue
@@ -58,6 +61,12 @@ def rank(
         found.append(Candidate(changed, cost, fits, tuple(trainer.replicated)))
     progress(len(ways), len(ways))
     return sorted(found, key=lambda c: (not c.fits, c.cost.step_seconds)), refused
+
+
+def _check_state(trainer: Trainer, target: Target) -> None:
+    needed = sum(device_bytes(trainer, planned_shape(trainer.config, trainer.mesh)).values())
+    if needed > target.chip.memory:
+        raise ConfigError(f"state and gradients alone take {needed / GIB:.1f} of {target.chip.memory / GIB:.1f} GiB")
 
 
 def _ways(config: Config, chips: int) -> Iterator[Config]:

@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from moon_jax.config import Config
+from moon_jax.data.grounding_batches import plan_shape
 from moon_jax.data.packing import BatchShape, batch_shape
 from moon_jax.parallel.mesh import AXES, abstract_mesh, batch_shards, is_spec
 from moon_jax.training.state import Trainer
@@ -26,12 +27,14 @@ def describe(config: Config) -> str:
     state = trainer.abstract_state()
     shards = batch_shards(mesh)
     triplets = config.train.batch_size // shards
-    shape = batch_shape(3 * triplets, config.data, config.model.vision)
+    contrastive = config.loss.kind == "contrastive"
+    shape = batch_shape(3 * triplets, config.data, config.model.vision) if contrastive else plan_shape(config, triplets)
     total, learning = _count(state.params), trainer.split(state.params)[0]
     active = total - _idle_parameters(config)
     k, batch = config.loss.ring_batches, config.train.batch_size
     per_device = device_bytes(trainer, shape)
     group = config.loss.group_size
+    negatives = f"{2 * group - 1:,} (own group)" if group else f"{2 * batch * (k + 1) - 1:,} (k = {k})"
     visual = shape.image_slots * shape.slot_patches // config.model.vision.merge_unit
     rows = [
         ("run", config.name),
@@ -39,16 +42,16 @@ def describe(config: Config) -> str:
         ("trainable", _trainable(_count(learning), total, config)),
         ("mesh", " x ".join(f"{name}={mesh.shape[name]}" for name in AXES) + f" = {mesh.size} devices"),
         *(("replicated", line) for line in trainer.replicated),
-        ("batch", f"{batch} triplets over {shards} shards, {triplets} each"),
-        (
-            "negatives per query",
-            f"{2 * group - 1:,} (own group)" if group else f"{2 * batch * (k + 1) - 1:,} (k = {k})",
-        ),
+        ("batch", f"{batch} {'triplets' if contrastive else 'questions'} over {shards} shards, {triplets} each"),
+        *([("negatives per query", negatives)] if contrastive else []),
         ("packed shard", f"{shape.rows} rows x {shape.row_tokens} tokens, {visual:,} visual tokens at most"),
         ("tokens per step", f"{shards * shape.rows * shape.row_tokens:,} (places, over all shards)"),
         *((f"bytes per device: {name}", f"{size / GIB:.3f} GiB") for name, size in per_device.items()),
         ("bytes per device: sum", f"{sum(per_device.values()) / GIB:.3f} GiB, without activations"),
-        ("steps", f"{config.train.steps:,} = {config.train.steps * batch:,} triplets"),
+        (
+            "steps",
+            f"{config.train.steps:,} = {config.train.steps * batch:,} {'triplets' if contrastive else 'questions'}",
+        ),
     ]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

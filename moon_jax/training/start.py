@@ -149,6 +149,11 @@ def adopt(config: Config, spec: ModelSpec) -> Config:
         if config.moe.upcycle_noise:
             problems.append("config.moe.upcycle_noise is for dense weights; the checkpoint has experts")
     attention = spec.model.attention if config.model.attention == default.attention else config.model.attention
+    if config.loss.kind == "next_token" and not spec.tied:
+        problems.append(
+            "config.loss.kind = 'next_token' needs an output head tied to the token embedding; the checkpoint has "
+            "one of its own, which training leaves out"
+        )
     adopted = dataclasses.replace(config, model=dataclasses.replace(config.model, attention=attention, **parts))
     problems += size_problems(adopted)
     if problems:

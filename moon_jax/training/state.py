@@ -171,12 +171,35 @@ class Trainer:
         noise_key: Key[Array, ""] | None,
     ):
         batch = {name: array[0] for name, array in batch.items()}  # the shard axis, of length 1 in here
-        embeddings, stats = nnx.merge(self.graphdef, join(learning, frozen)).embed(batch, documents, noise_key)
+        model = nnx.merge(self.graphdef, join(learning, frozen))
+        if self.config.loss.kind == "next_token":
+            loss, metrics, stats, pushed = self._next_token(model, batch, noise_key)
+        else:
+            loss, metrics, stats, pushed = self._contrastive(model, documents, batch, ring, noise_key)
+        if stats is not None:
+            auxiliary, health = router_losses(stats, self.config.moe)
+            loss, metrics = loss + auxiliary, metrics | health | {f"{self.config.loss.kind}_loss": loss}
+        return loss, (metrics, *pushed)
+
+    def _contrastive(
+        self,
+        model: moon.Moon,
+        documents: int,
+        batch: Mapping[str, Array],
+        ring: rings.Ring | None,
+        noise_key: Key[Array, ""] | None,
+    ):
+        """Returns (loss, metrics, router statistics, (embeddings, products) for the ring) of one batch shard."""
+        embeddings, stats = model.embed(batch, documents, noise_key)
         parts = [embeddings[batch[name]] for name in ("query", "positive", "negative")]
         triplets = Triplets(*parts, batch["positive_product"], batch["negative_product"])
         loss, metrics = info_nce(triplets, ring, self.config.loss)
-        if stats is not None:
-            auxiliary, health = router_losses(stats, self.config.moe)
-            loss, metrics = loss + auxiliary, metrics | health | {"contrastive_loss": loss}
         entries = jax.lax.stop_gradient(jnp.stack([triplets.positive, triplets.negative]))
-        return loss, (metrics, entries, jnp.stack([triplets.positive_product, triplets.negative_product]))
+        products = jnp.stack([triplets.positive_product, triplets.negative_product])
+        return loss, metrics, stats, (entries, products)
+
+    @staticmethod
+    def _next_token(model: moon.Moon, batch: Mapping[str, Array], noise_key: Key[Array, ""] | None):
+        """Returns the same for the answers of one batch shard; nothing goes into a ring."""
+        loss, predicted, stats = model.next_token_loss(batch, noise_key=noise_key)
+        return loss, {"predicted_tokens": predicted}, stats, (None, None)

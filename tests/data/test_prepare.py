@@ -149,6 +149,8 @@ def test_hard_negatives_share_the_deepest_category_there_is(made):
             shared = depths[negative["item_id"]] if negative else 0
             assert shared <= best <= deepest
             assert bool(negative) == bool(best)
+            if answers == {own}:
+                assert shared == deepest
             assert not negative or negative["item_id"] not in answers
             first_choices += shared == deepest > 0
             counts[name][negative["shares"] if negative else "without a hard negative"] += 1
@@ -251,7 +253,7 @@ def test_a_column_of_personal_values_is_refused_without_showing_them(tmp_path):
 
 def test_the_window_of_time_has_both_ends(tmp_path):
     given = small(tmp_path, "query,item_id,time", *LINES, "one more,3,soon")
-    train, test, _, report = run(**given, since="2024-03-02", until="2024-03-04T12:00:00Z")
+    train, test, _, report = run(**given, since="2024-03-02", until="2024-03-04T12:00:00Z", test_share=0.5)
     assert len(train) + len(test) == 8  # n % 9 is 1 or 2 (n = 1, 10, 19, 28 and 2, 11, 20, 29)
     assert report["dropped"]["before --since"] == 4
     assert report["dropped"]["after --until"] == 18

@@ -306,10 +306,16 @@ def page(outcomes: dict[int, Outcome]) -> str:
     """Returns docs/bad_input.md."""
     by_result = collections.Counter(found.becomes for found in outcomes.values())
     out = HEAD.format(
-        grace=SKIP_GRACE, warnings=policy.NAMED_WARNINGS, formats=", ".join(policy.FORMATS),
-        pixels=policy.MAX_SOURCE_PIXELS, megabytes=policy.MAX_FILE_BYTES >> 20, line=policy.MAX_LINE_BYTES >> 20, characters=policy.CHARACTERS_PER_TOKEN,
-        crop=policy.MIN_CROP_PX, cases=len(CASES),
-    )  # fmt: skip
+        grace=SKIP_GRACE,
+        warnings=policy.NAMED_WARNINGS,
+        formats=", ".join(policy.FORMATS),
+        pixels=policy.MAX_SOURCE_PIXELS,
+        megabytes=policy.MAX_FILE_BYTES >> 20,
+        line=policy.MAX_LINE_BYTES >> 20,
+        characters=policy.CHARACTERS_PER_TOKEN,
+        crop=policy.MIN_CROP_PX,
+        cases=len(CASES),
+    )
     out += "\n| what became of it | inputs |\n| --- | --- |\n"
     out += "".join(f"| {becomes} | {count} |\n" for becomes, count in by_result.most_common())
     for group, cases in itertools.groupby(enumerate(CASES), lambda pair: pair[1].group):

@@ -132,7 +132,7 @@ def test_two_processes_embed_as_one_does_and_count_all_that_they_met(one, start,
         found[processes] = np.load(out / "embeddings.npy"), json.loads((out / "settings.json").read_text())["counts"]
     np.testing.assert_allclose(found[2][0], found[1][0], atol=1e-5)
     assert found[2][1] == found[1][1]
-    assert found[1][1]["cut_texts"] == 3
+    assert found[1][1]["cut_texts"] > 3, "of the documents on both"
 
 
 SRUN = """#!/usr/bin/env bash

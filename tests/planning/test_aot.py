@@ -12,6 +12,7 @@ from recipes import CONFIGS
 from moon_jax.config import MoEConfig
 from moon_jax.planning import analysis, printing, sweep
 from moon_jax.planning.chips import parse_target
+from moon_jax.planning.cost import Cost
 
 SMALL = {
     "model.vision.depth": 2, "model.vision.hidden_size": 128, "model.vision.intermediate_size": 256,
@@ -48,7 +49,7 @@ def test_the_train_step_compiles_for_an_accelerator(topology, settings, tmp_path
     assert report["memory"]["peak"] > report["memory"]["arguments"] > 0
     kinds = {(row["kind"], tuple(row["axes"])) for row in report["collectives"]}
     assert {("all-gather", ("fsdp",)), ("reduce-scatter", ("fsdp",)), ("all-gather", ("expert",))} <= kinds
-    assert 0 < report["mfu_predicted"] < report["mfu_bound"] < 1
+    assert 0 < report["mfu_predicted"] <= report["mfu_bound"] < 1
     for word in ("memory", "all-gather over fsdp", "arithmetic", "network", "MFU"):
         assert word in done.stdout
 
@@ -71,14 +72,14 @@ def test_a_sweep_ranks_and_compiles_and_says_what_cannot_work(tmp_path):
         ((), {}, "--topology is needed"),
         (("--topology=v9:2x2",), {}, "there is no chip 'v9'"),
         (("--topology=v5p:2x2",), {}, "3 dimensions"),
-        (("--topology=h200:8",), {"train.batch_sise": 8}, "did you mean"),
+        (("--topology=h200:8",), {"moe.top_k": 9}, "config.moe.top_k is 9"),
     ],
 )
 def test_mistakes_are_one_plain_message(arguments, settings, message):
     done = run(*arguments, **settings)
     assert done.returncode != 0
     assert message in done.stderr
-    assert "Traceback" not in done.stderr or "batch_sise" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_every_mesh_of_the_chips_is_tried_with_every_strategy_and_placement():
@@ -114,9 +115,7 @@ def test_a_report_that_does_not_fit_says_by_how_much():
 def test_rates_against_a_worked_example():
     """1e15 products asked for on a chip of 1e15 a second (H100: 989e12), 2 s of arithmetic, 3 s of network."""
 
-    class Cost:
-        model_flops = 989e12
-
+    cost = Cost({}, {}, 989e12, {}, 2.0, 3.0)
     seconds = {"arithmetic": 2.0, "network": 3.0, "predicted": 5.0}
-    rates = analysis._rates(tiny_config(train__batch_size=8), parse_target("h100:8"), Cost, seconds)
+    rates = analysis._rates(tiny_config(train__batch_size=8), parse_target("h100:8"), cost, seconds)
     assert rates == {"mfu_bound": pytest.approx(1 / 3), "mfu_predicted": 0.2, "triplets_per_second": 1.6}

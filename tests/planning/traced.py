@@ -61,5 +61,6 @@ FULL = {
     "2x8x2x2-none": moon_3b((2, 8, 2, 2), remat="none"),
     "1x4x1x8-full": moon_3b((1, 4, 1, 8), remat="full"),  # kv heads and the vision FFN do not divide by 8
     "1x8x4x1-all_gather": moon_3b((1, 8, 4, 1), {"strategy": "all_gather"}, remat="full"),
+    "1x8x4x2-split": moon_3b((1, 8, 4, 2), {"placement": "split"}),
     "1x4x2x2-dense": moon_3b((1, 4, 2, 2), {"experts": 0}),
 }

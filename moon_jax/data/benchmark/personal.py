@@ -50,8 +50,9 @@ _EITHER = (
 )  # of a product: not personal
 
 _DIGIT_OR_SIGN = re.compile(r"[\d@]|微信|wechat|weixin|whatsapp", re.IGNORECASE)
+_EMAIL = re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w")
 _LOOKS = (
-    ("e-mail", re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]*\w")),
+    ("e-mail", _EMAIL),
     (
         "id number",
         re.compile(r"(?<!\d)[1-9]\d{5}(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx](?!\d)"),
@@ -108,19 +109,18 @@ def text_look(text: str) -> str:
     text = unicodedata.normalize("NFKC", text)
     if not _DIGIT_OR_SIGN.search(text):
         return ""
-    for kind, pattern in _LOOKS:
-        if pattern.search(text):
-            return kind
     if any(_luhn(found.group()) for found in _CARD.finditer(text)):
         return "payment card"
-    return "IBAN" if any(_mod_97(found.group()) for found in _IBAN.finditer(text)) else ""
+    if any(_mod_97(found.group()) for found in _IBAN.finditer(text)):
+        return "IBAN"
+    return next((kind for kind, pattern in _LOOKS if pattern.search(text)), "")
 
 
 def picture_look(reference: str) -> str:
     """Returns what personal thing a path or address of a picture holds, or "": numbers in file names mean nothing."""
-    if _LOOKS[0][1].search(reference):
-        return "e-mail"
-    return "user in the address" if _PICTURE.search(reference) else ""
+    if _PICTURE.search(reference):
+        return "user in the address"
+    return "e-mail" if _EMAIL.search(reference) else ""
 
 
 def _luhn(text: str) -> bool:

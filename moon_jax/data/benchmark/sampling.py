@@ -26,7 +26,7 @@ def quotas(purchases: Mapping[str, int], available: Mapping[str, int], rows: int
         DataError: the floors alone are more than `rows`.
     """
     names = sorted(available)
-    low = {name: min(floor, available[name]) for name in names}
+    low = {name: float(min(floor, available[name])) for name in names}
     rows = min(rows, sum(available.values()))
     if sum(low.values()) > rows:
         raise DataError(
@@ -39,7 +39,7 @@ def quotas(purchases: Mapping[str, int], available: Mapping[str, int], rows: int
     below, above = 0.0, 1.0
     while sum(at(above).values()) < rows and above < 2**60:
         above *= 2
-    for _ in range(200):
+    for _ in range(100):
         middle = (below + above) / 2
         below, above = (middle, above) if sum(at(middle).values()) < rows else (below, middle)
     exact = at(above)

@@ -29,10 +29,10 @@ def on_one_side(rows: ir.Table, test_share: float, seed: int, engine: Engine) ->
     of_image = both.select(image_key=both.key, image_to_test=both.to_test)
     joined = rows.left_join(of_text, "text_key").drop("text_key_right")
     joined = joined.left_join(of_image, "image_key").drop("image_key_right")
-    other = (joined.text_to_test != joined.test).fill_null(False) | (joined.image_to_test != joined.test).fill_null(
-        False
+    text_leaks, image_leaks = (
+        (to_test != joined.test).fill_null(False) for to_test in (joined.text_to_test, joined.image_to_test)
     )
-    return joined.mutate(leaks=other).drop("text_to_test", "image_to_test")
+    return joined.mutate(leaks=text_leaks | image_leaks).drop("text_to_test", "image_to_test")
 
 
 def overlap(rows: ir.Table) -> int:

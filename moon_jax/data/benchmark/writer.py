@@ -20,7 +20,9 @@ class Writer:
 
     def __init__(self, products: Mapping[str, Product], home: pathlib.Path, query_pictures: pathlib.Path):
         """Takes the listings, the later folder of the files, and where relative paths of query pictures start."""
-        self._products, self._home, self._query_pictures = products, home, query_pictures
+        self._products, self._home = products, home
+        self._query_pictures = os.path.relpath(query_pictures, home)
+        self._pieces: dict[str, tuple[str, str]] = {}
         self.used: dict[bool, set[str]] = {False: set(), True: set()}  # products of training, of the test set
 
     def write(self, folder: pathlib.Path, rows: Iterable[Mapping[str, Any]], total: int) -> dict[bool, int]:
@@ -40,35 +42,35 @@ class Writer:
                 if row["id"] <= last:
                     raise DataError(f"the engine gave row {row['id']} after {last}: rows must come in order, each once")
                 last = row["id"]
-                (test if row["test"] else train).write(_line(self._record(row)))
+                (test if row["test"] else train).write(self._record(row))
                 counts[row["test"]] += 1
         with (folder / "items.jsonl").open("w", encoding="utf-8", newline="\n") as items:
             for product in sorted(self.used[False] | self.used[True]):
-                items.write(_line(self._listing(self._products[product])))
+                items.write(_json(self._listing(self._products[product])) + "\n")
         return counts
 
-    def _record(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        positive = self._products[row["product"]]
+    def _record(self, row: Mapping[str, Any]) -> str:
+        """Returns a line. What it says of products is put into JSON once per product: that is most of the work."""
         query: dict[str, Any] = {"text": row["text"]} if row["text"] else {}
         if row["image"]:
-            picture = row["image"]
-            query["image"] = picture if lines.is_url(picture) else self._path(self._query_pictures / picture)
-        negative = None
+            query["image"] = row["image"] if lines.is_url(row["image"]) else self._query_path(row["image"])
+        positive, aspects = self._said(row["product"], row["test"])
+        negative = "null"
         if row["negative"] is not None:
-            negative = self._short(row["negative"], row["test"]) | {"shares": level(row["depth"])}
-        return {
-            "id": row["id"],
-            "query": query,
-            "positive": self._short(row["product"], row["test"]),
-            "negative": negative,
-            "category": _category(positive),
-            "attributes": {key: list(values) for key, values in positive.attributes},
-        }
+            negative = f'{self._said(row["negative"], row["test"])[0]},"shares":"{level(row["depth"])}"}}'
+        return (
+            f'{{"id":"{row["id"]}","query":{_json(query)},"positive":{positive}}},"negative":{negative},{aspects}}}\n'
+        )
 
-    def _short(self, product: str, test: bool) -> dict[str, Any]:
+    def _said(self, product: str, test: bool) -> tuple[str, str]:
+        """Returns two pieces of JSON: the product, its brace still open, and its category and attributes."""
         self.used[test].add(product)
-        found = self._products[product]
-        return {"item_id": product, "title": found.title, "images": [self._reference(i) for i in found.images]}
+        if product not in self._pieces:
+            listing = self._listing(self._products[product])
+            short = _json({name: listing[name] for name in ("item_id", "title", "images")})
+            aspects = _json({name: listing[name] for name in ("category", "attributes")})
+            self._pieces[product] = short[:-1], aspects[1:-1]
+        return self._pieces[product]
 
     def _listing(self, product: Product) -> dict[str, Any]:
         boxes = [image.box for image in product.images]
@@ -82,10 +84,12 @@ class Writer:
         } | ({"image_bboxes": boxes} if any(boxes) else {})
 
     def _reference(self, image: ImageRef) -> str:
-        return image.path if lines.is_url(image.path) else self._path(pathlib.Path(image.path))
+        return image.path if lines.is_url(image.path) else os.path.relpath(image.path, self._home)
 
-    def _path(self, path: pathlib.Path) -> str:
-        return os.path.relpath(path, self._home)
+    def _query_path(self, path: str) -> str:
+        if os.path.isabs(path):
+            return os.path.relpath(path, self._home)
+        return os.path.normpath(os.path.join(self._query_pictures, path))
 
 
 def level(depth: int) -> str:
@@ -101,5 +105,5 @@ def _category(product: Product) -> dict[str, str]:
     return dict(zip(LEVELS, found + [""] * (len(LEVELS) - len(found)), strict=True))
 
 
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from moon_jax.config import DataConfig
 from moon_jax.data import store_refs
 from moon_jax.data.records import DataError, Dataset
-from moon_jax.data.sources import files, jsonl, m5product, marqo, mbe, mep3m, muge, product1m, table
+from moon_jax.data.sources import boxes, files, jsonl, m5product, marqo, mbe, mep3m, muge, product1m, table
 from moon_jax.data.sources.lines import Reading
 from moon_jax.data.store import open_store
 
@@ -45,6 +45,8 @@ def read(config: DataConfig, *, triplets: bool = True, limit: int = 0) -> Datase
         )
     if not dataset.products:
         raise DataError(f"{config.path}: there is not a single product")
+    if config.boxes:
+        dataset = boxes.fill(dataset, config, files.image_root(config))
     if not config.image_store:
         return dataset
     store = open_store(str(pathlib.Path(config.image_store).expanduser().absolute()))
