@@ -54,8 +54,13 @@ status=0
 while ((${#running[@]})); do
     code=0
     wait -n -p ended || code=$?
-    if [[ -z ${ended:-} ]]; then # a signal came, and no process has ended
-        continue
+    if [[ -z ${ended:-} ]]; then # a signal came, or bash has noticed an end elsewhere and `wait -n` will not tell it
+        for pid in "${!running[@]}"; do
+            kill -0 "$pid" 2>/dev/null || ended=$pid
+        done
+        [[ -n ${ended:-} ]] || continue
+        code=0
+        wait "$ended" || code=$?
     fi
     unset "running[$ended]"
     if ((code && !status)); then

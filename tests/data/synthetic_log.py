@@ -59,6 +59,9 @@ def purchases(listings: list[dict], rows: int, seed: int = 0) -> list[dict]:
             row["query"] += " 138 0013 8000"
         if 0.33 < chance < 0.34:
             row["query"] = "x\u0000\u0007" + row["query"] + "ÿ\ud7ff"
+        if chance > 0.95 and out:  # somebody types it in another way and buys the same
+            earlier = rng.choice(out)
+            row = earlier | {"query": rng.choice((str.upper, str.lower, str.title))(earlier["query"])}
         out.append(row)
     return out
 

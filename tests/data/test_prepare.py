@@ -89,7 +89,7 @@ def test_every_row_is_accounted_for(made):
     assert dropped["no query"] == len(no_query) > 0
     assert dropped["personal: phone number in the query text"] == len(personal) > 0
     assert dropped["item not in the catalogue"] == len(unknown) > 0
-    assert report["unknown_items"] == sorted(row["item_id"] for row in unknown)[:5]
+    assert report["unknown_items"] == sorted({row["item_id"] for row in unknown})[:5]
     assert report["catalogue"]["repeated_listings"] == sum(one["id"].startswith("twin") for one in listings) > 0
     of = canonical(listings)
     usable = [r for r in rows if r not in no_query and r not in personal and r not in unknown]
@@ -132,7 +132,7 @@ def test_hard_negatives_share_the_deepest_category_there_is(made):
     of, bought = canonical(listings), bought_for(listings, rows)
     category = {of[one["id"]]: one["category"] for one in listings}
     counts = {"train": collections.Counter(), "test": collections.Counter()}
-    first_choices = 0
+    first_choices, contested = 0, []
     for name, records in (("train", train), ("test", test)):
         side = [product for product in category if is_unseen(product, 0.2) == (name == "test")]
         for record in records:
@@ -151,11 +151,14 @@ def test_hard_negatives_share_the_deepest_category_there_is(made):
             assert bool(negative) == bool(best)
             if answers == {own}:
                 assert shared == deepest
+            elif any(depth == deepest for other, depth in depths.items() if other in answers):
+                contested.append(shared == best)
             assert not negative or negative["item_id"] not in answers
             first_choices += shared == deepest > 0
             counts[name][negative["shares"] if negative else "without a hard negative"] += 1
             if negative:  # the chosen one may share more than the level that it was chosen by
                 assert ("industry", "cate1", "cate2").index(negative["shares"]) + 1 <= shared
+    assert sum(contested) > 0.97 * len(contested) > 50
     assert first_choices > 0.8 * (len(train) + len(test))
     assert report["hard_negatives_share"] == {name: dict(sorted(found.items())) for name, found in counts.items()}
     chosen = collections.Counter(r["negative"]["item_id"] for r in train if r["negative"])
@@ -198,7 +201,11 @@ def test_a_sample_keeps_the_shares_of_industries_and_a_floor(made):
         test_rows=60, floor=12,
     )  # fmt: skip
     assert (len(train), len(test)) == (400, 60)
-    assert {r["id"] for r in train} < {r["id"] for r in whole}
+    for industry, found in drawn["industries"].items():
+        possible, taken = (
+            sorted(r["id"] for r in rs if r["category"]["industry"] == industry) for rs in (whole, train)
+        )
+        assert taken == possible[: found["train"]]  # ids are digests: a draw by lot
     bought = {name: found["purchases"] for name, found in report["industries"].items()}
     rare = collections.Counter(r["category"]["industry"] for r in train)["Auctions"]
     assert rare == min(12, report["industries"]["Auctions"]["train_possible"])

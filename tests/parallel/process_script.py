@@ -7,11 +7,12 @@ import sys
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh
 
 from moon_jax.config import MeshConfig
 from moon_jax.data.records import DataError
 from moon_jax.parallel import agreement, processes
-from moon_jax.parallel.mesh import make_mesh
+from moon_jax.parallel.mesh import AXES, host_shards, make_mesh, place_batch
 
 
 def agree(me: int) -> None:
@@ -25,6 +26,17 @@ def agree(me: int) -> None:
             if stop.requested():
                 print("stopped after step", step)
                 break
+
+
+def torus(me: int) -> None:
+    """The mesh goes to and fro between the processes: process 0 owns shards with a gap, two lie on both."""
+    one, two = (d for d in jax.devices() if d.process_index == 0), (d for d in jax.devices() if d.process_index == 1)
+    order = [next((one, two)[int(p)]) for p in "01101100"]  # [shard, tensor]
+    mesh = Mesh(np.array(order).reshape(2, 2, 1, 2), AXES, axis_types=(AxisType.Explicit,) * 4)
+    own = host_shards(mesh)
+    placed = place_batch({"x": np.stack([np.full((3,), 10 * g) for g in own])}, mesh)["x"]
+    whole = multihost_utils.process_allgather(placed, tiled=True)
+    print("own", own, "whole", whole[:, 0].tolist(), "of", placed.shape)
 
 
 def late(me: int) -> None:
@@ -62,4 +74,4 @@ if __name__ == "__main__":
     if case == "alone":
         processes.CONNECT_TIMEOUT_SECONDS, processes.WARN_AFTER_SECONDS = 3, 1
     with processes.together(DataError):
-        {f.__name__: f for f in (agree, late, fail, killed, alone)}[case](jax.process_index())
+        {f.__name__: f for f in (agree, torus, late, fail, killed, alone)}[case](jax.process_index())

@@ -124,6 +124,12 @@ def test_two_processes_sum_their_counts_and_stop_after_the_same_step():
         assert "stopped after step 6" in out, "signalled in step 5; the vote is read one step later"
 
 
+def test_processes_whose_batch_shards_have_gaps():
+    for (status, out, err, _), own in zip(run("torus"), ((0, 1, 3), (0, 1, 2)), strict=True):
+        assert status == 0, err
+        assert f"own {own} whole [0, 10, 20, 30] of (4, 3)" in out
+
+
 def test_every_group_of_axes_meets_at_the_start():
     axes = ("data", "fsdp", "tensor")  # the expert axis has one place
     groups = sorted([(a,) for a in axes] + [("data", "fsdp"), ("data", "tensor"), ("fsdp", "tensor"), axes])
