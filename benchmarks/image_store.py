@@ -134,7 +134,10 @@ def measure(folder: pathlib.Path) -> None:
             "bytes, at random, cold, wall time",
             rate([files(order, len), records(rows[order], len)], time.perf_counter, both),
         ),
-        ("decoded to RGB, at random, warm", rate([files(order, picture_files.load), records(rows[order], picture_files.load)])),
+        (
+            "decoded to RGB, at random, warm",
+            rate([files(order, picture_files.load), records(rows[order], picture_files.load)]),
+        ),
         ("sizes for the packer, warm", rate([planned([paths[i] for i in order]), planned([refs[i] for i in order])])),
     ]
     size = sum(path.stat().st_size for path in plain.iterdir())

@@ -67,10 +67,10 @@ def _one(config: Config) -> dict[str, Any]:
     report = analysis.analyse(config, target)
     print(printing.text(report), flush=True)
     if LARGEST.value:
-        tried = largest_batch(config, target, lambda line: print(line, flush=True))
+        tried = largest_batch(config, target, report["memory"]["peak"], lambda line: print(line, flush=True))
         best = max((n for n, (_, fits) in tried.items() if fits), default=0)
         report["largest_batch"] = best
-        report["batches"] = {str(n): {"peak": peak, "fits": fits} for n, (peak, fits) in sorted(tried.items())}
+        report["batches"] = {str(n): {"peak": peak, "fits": fits} for n, (peak, fits) in tried.items()}
         print(f"largest batch that fits: {best} triplets a shard")
     return report
 

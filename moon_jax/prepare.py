@@ -1,4 +1,4 @@
-"""Makes a benchmark: `python -m moon_jax.prepare --catalogue=PATH --log=PATH --output=DIR`.
+r"""Makes a benchmark: `python -m moon_jax.prepare --catalogue=PATH --log=PATH --output=DIR`.
 
 The log has a purchase a row: the text or the picture of the query (or both), the item that was bought, the time. It is
 CSV, TSV, JSON Lines or Parquet. The catalogue is anything that `python -m moon_jax.describe` reads. The output is what

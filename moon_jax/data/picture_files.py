@@ -35,13 +35,13 @@ class ImageError(DataError):
     reason = "no readable picture"
 
 
-class MissingImage(ImageError):
+class MissingImageError(ImageError):
     """There is no such file."""
 
     reason = "no such picture"
 
 
-class ImageTooLarge(ImageError):
+class LargeImageError(ImageError):
     """More pixels or bytes than are decoded."""
 
     reason = "picture too large"
@@ -96,13 +96,13 @@ def _open(path: ImageSource) -> Iterator[Image.Image]:
             width, height = image.size
             if width * height > policy.MAX_SOURCE_PIXELS:
                 limit = f"more than the limit of {policy.MAX_SOURCE_PIXELS:,} px"
-                raise ImageTooLarge(f"{name}: {width}x{height} px is {limit}")
+                raise LargeImageError(f"{name}: {width}x{height} px is {limit}")
             yield image
     except ImageError:
         raise
     except FileNotFoundError as error:
         hint = " (`python -m moon_jax.download` fetches URLs into an image store)" if "://" in name else ""
-        raise MissingImage(f"{name}: no such picture{hint}") from error
+        raise MissingImageError(f"{name}: no such picture{hint}") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
         kinds = ", ".join(policy.FORMATS)
         raise ImageError(f"{name}: cannot be read as a picture ({kinds}): {policy.shown(error)}") from error
@@ -118,7 +118,7 @@ def _file(path: str | bytes | StoredImage, name: str) -> Image.Image:
     else:
         size = len(content)
     if size > policy.MAX_FILE_BYTES:
-        raise ImageTooLarge(f"{name}: {size:,} bytes is more than the limit of {policy.MAX_FILE_BYTES:,} bytes")
+        raise LargeImageError(f"{name}: {size:,} bytes is more than the limit of {policy.MAX_FILE_BYTES:,} bytes")
     return Image.open(content if isinstance(content, str) else io.BytesIO(content), formats=policy.FORMATS)
 
 

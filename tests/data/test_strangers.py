@@ -3,9 +3,7 @@
 python tests/data/test_strangers.py > docs/bad_input.md      # writes the page anew
 """
 
-import collections
 import dataclasses
-import itertools
 import json
 import logging
 import pathlib
@@ -13,11 +11,12 @@ import re
 import sys
 import tempfile
 import warnings
-from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hostile import CASES, HEIGHT, PIXELS, WIDTH, Case, line
+from bad_input_page import Outcome, page
+from hostile import CASES
+from hostile_case import HEIGHT, PIXELS, WIDTH, Case, line
 from image_kinds import png
 from PIL import Image
 
@@ -35,15 +34,6 @@ DATA = DataConfig(
     aspect_dropout=1.0, aspect_only=0.0, modality_mix=(0, 1, 0), max_skipped_share=0.5,
 )  # fmt: skip
 SOUND = 3  # triplets beside the hostile one: a batch of all of them
-
-
-class Outcome(NamedTuple):
-    """What became of the hostile triplet."""
-
-    becomes: str
-    message: str
-    batch: Batch
-    dataset: Dataset
 
 
 def config(folder, **changes) -> Config:
@@ -206,7 +196,7 @@ def test_too_many_bad_triplets_stop_training_with_a_report(tmp_path, words):
     settings = config(tmp_path / "data", on_error="skip", max_skipped_share=0.01, check_pictures=False)
     batches = TrainBatches(sources.read(settings.data), words, settings, 1, range(1))
     steps = 0
-    with pytest.raises(DataError) as error:
+    with pytest.raises(DataError) as error:  # noqa: PT012, the count of steps is what is checked
         for _ in stream(batches, 0, 10_000, 0, 2):
             steps += 1
     found = re.match(
@@ -250,7 +240,7 @@ def test_hosts_and_workers_make_the_same_global_batches_of_damaged_data(tmp_path
             assert [sorted(found) for found in skipped] == [sorted(batch.broken) for batch in whole]
 
 
-def test_long_texts_are_cut_by_characters_where_tokens_would_cut_them(words):
+def test_long_texts_are_cut_by_characters_where_tokens_would_cut_them(words, tmp_path):
     from moon_jax.data.documents import Document, Segment, encode
 
     spaced = "red dress \u7ea2\u8272 " * 3000
@@ -260,84 +250,18 @@ def test_long_texts_are_cut_by_characters_where_tokens_would_cut_them(words):
         assert document.cut_texts == 1
         whole = encode(Document((), (Segment(Role.TITLE, text),), "plain"), words, (), DATA, VISION)
         assert whole.tokens.tolist() == words.encode(text)
+    greedy = tokenizer.train_bpe(["a" * 4096] * 9, tmp_path, 300)  # tokens of a thousand characters
+    document = encode(Document((), (Segment(Role.TITLE, "a" * 20_000),)), greedy, (), DATA, VISION)
+    assert document.tokens.tolist() == greedy.encode("a" * DATA.title_tokens * policy.CHARACTERS_PER_TOKEN)
+    assert len(document.tokens) < DATA.title_tokens
+    assert document.cut_texts == 1
 
 
 def test_the_page_says_what_happened(outcomes):
     if len(outcomes) < len(CASES):
         pytest.fail("run the whole file: the page has a line for every case")
     written = PAGE.read_text(encoding="utf-8")
-    assert written == page(outcomes), "python tests/data/test_strangers.py > docs/bad_input.md writes it anew"
-
-
-HEAD = """# What happens to bad input
-
-A picture, a box, a text or a record that strangers wrote is either used as it should be, or left out, counted and
-named; nothing is used wrongly in silence. The rules are in one place, `moon_jax/data/policy.py`.
-
-With `config.data.on_error = "raise"` (the default) the first thing that cannot be used ends the run, before training
-starts where its record or the header of its file tells. With `"skip"` it is left out, up to
-`config.data.max_skipped_share` of all records, of all pictures by their headers, and of all triplets that a process has
-read so far (fewer than {grace:,} count as {grace:,}). More end the run, with counts by reason and the first of them by
-name. The log names the first {warnings} things that are left out while loading. In the place of a triplet that is
-skipped there stands another one, chosen by the seed, the step and the row.
-
-Every process judges the triplets that it reads itself. metrics.jsonl has sums over all processes: `skipped_triplets`,
-`unused_boxes` (boxes that hold nothing of their picture, which is used without a crop), `missing_boxes` (pictures
-without a crop for any reason), `cut_texts`.
-
-Limits:
-
-| of | limit |
-| --- | --- |
-| a picture | {formats}; {pixels:,} pixels by its header, {megabytes} MiB |
-| a path | a file anywhere on the machine, which is read as a picture and as nothing else; addresses are not fetched |
-| a box | `x1 < x2`, `y1 < y2`, finite; at least {crop} px of the picture each way, after what lies outside is cut off |
-| a line of a file | {line} MiB |
-| a text | {characters} characters for every token that it may have; then `title_tokens` and the like |
-
-The tables are what `tests/data/test_strangers.py` saw: {cases} inputs, each in the place of one listing of a sound data
-set, through reader, header check, documents, pixels and packing, with `on_error = "skip"`. Of what is used, the test
-compares the title and every pixel with what was put in; of all, that nothing sound is lost and that `"raise"` ends the
-run with a message that names the same record. What Pillow and the JSON parser add to a message is left out here.
-"""
-
-
-def page(outcomes: dict[int, Outcome]) -> str:
-    """Returns docs/bad_input.md."""
-    by_result = collections.Counter(found.becomes for found in outcomes.values())
-    out = HEAD.format(
-        grace=SKIP_GRACE,
-        warnings=policy.NAMED_WARNINGS,
-        formats=", ".join(policy.FORMATS),
-        pixels=policy.MAX_SOURCE_PIXELS,
-        megabytes=policy.MAX_FILE_BYTES >> 20,
-        line=policy.MAX_LINE_BYTES >> 20,
-        characters=policy.CHARACTERS_PER_TOKEN,
-        crop=policy.MIN_CROP_PX,
-        cases=len(CASES),
-    )
-    out += "\n| what became of it | inputs |\n| --- | --- |\n"
-    out += "".join(f"| {becomes} | {count} |\n" for becomes, count in by_result.most_common())
-    for group, cases in itertools.groupby(enumerate(CASES), lambda pair: pair[1].group):
-        out += f"\n## {group}\n\n| input | what happens | how, or the message |\n| --- | --- | --- |\n"
-        for number, case in cases:
-            said = case.note if outcomes[number].becomes in ("used", "left out") else _stable(outcomes[number].message)
-            said += f" ({case.note})" if case.note and "skipped" in outcomes[number].becomes else ""
-            out += f"| {_cell(case.what)} | {outcomes[number].becomes} | {_cell(said)} |\n"
-    return out
-
-
-def _stable(message: str) -> str:
-    """Returns a message without folders, and without what other libraries say."""
-    message = re.sub(r"(\.\.\.)?/\S*/data/", "", message)
-    message = re.sub(r"(cannot be read as a picture) \(.*", r"\1", message, flags=re.DOTALL)
-    message = re.sub(r"not JSON \(.*\)", "not JSON", message)
-    message = re.sub(r"1,000,\d\d\d characters", "over a million characters", message)
-    return message if len(message) <= 160 else f"{message[:100]} ... {message[-50:]}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;")
+    assert written == page(CASES, outcomes), "python tests/data/test_strangers.py > docs/bad_input.md writes it anew"
 
 
 def main() -> None:
@@ -350,7 +274,7 @@ def main() -> None:
             (pathlib.Path(folder) / str(number)).mkdir()
             write(case, pathlib.Path(folder) / str(number) / "data")
             found[number] = outcome(pathlib.Path(folder) / str(number) / "data", words)
-    sys.stdout.write(page(found))
+    sys.stdout.write(page(CASES, found))
 
 
 if __name__ == "__main__":
