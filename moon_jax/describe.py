@@ -23,6 +23,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from moon_jax.command_flags import CommandFlags
 from moon_jax.config import ConfigError, DataConfig
 from moon_jax.config_rules import FORMATS
 from moon_jax.data import sources, summary, tokenizer
@@ -172,19 +173,20 @@ def _pairs(name: str, given: Sequence[str]) -> tuple[tuple[str, str], ...]:
     return tuple((ours.strip(), theirs.strip()) for ours, _, theirs in pairs)
 
 
-INPUT = flags.DEFINE_string("input", None, "folder or file of records")
-OUTPUT = flags.DEFINE_string("output", "", "folder for describe.json and the two PNGs; without it nothing is written")
-FORMAT = flags.DEFINE_enum("format", None, FORMATS, "of the input; by default it is guessed, and the reason is shown")
-IMAGE_FOLDER = flags.DEFINE_string("image_folder", "", "where relative paths of pictures start; by default the input's")
-IMAGE_STORE = flags.DEFINE_string("image_store", "", "packed image store that holds the pictures")
-PARTS = flags.DEFINE_list("parts", [], "names of the sets in the folder to read; by default all")
-COLUMNS = flags.DEFINE_list("columns", [], "for tables: OURS=THEIRS names, e.g. title=Bezeichnung,attribute=Farbe")
-MBE_KEYS = flags.DEFINE_list("mbe_keys", [], "for the MBE layout: OURS=THEIRS keys; OURS= says there is none")
-TOKENIZER = flags.DEFINE_string("tokenizer", "", "Hugging Face tokenizer folder: lengths in tokens, not characters")
-MAX_PIXELS = flags.DEFINE_integer("max_pixels", DataConfig().max_pixels, "pixel budget for counting visual tokens")
-LIMIT = flags.DEFINE_integer("limit", 0, "records read of every file; 0 = all")
-PICTURES = flags.DEFINE_integer("pictures", 1000, "pictures that are decoded, chosen by hash")
-SHEET = flags.DEFINE_integer("sheet", 36, "pictures on the contact sheet")
+FLAGS = CommandFlags(__name__)
+INPUT = FLAGS.string("input", None, "folder or file of records")
+OUTPUT = FLAGS.string("output", "", "folder for describe.json and the two PNGs; without it nothing is written")
+FORMAT = FLAGS.enum("format", None, FORMATS, "of the input; by default it is guessed, and the reason is shown")
+IMAGE_FOLDER = FLAGS.string("image_folder", "", "where relative paths of pictures start; by default the input's")
+IMAGE_STORE = FLAGS.string("image_store", "", "packed image store that holds the pictures")
+PARTS = FLAGS.list("parts", [], "names of the sets in the folder to read; by default all")
+COLUMNS = FLAGS.list("columns", [], "for tables: OURS=THEIRS names, e.g. title=Bezeichnung,attribute=Farbe")
+MBE_KEYS = FLAGS.list("mbe_keys", [], "for the MBE layout: OURS=THEIRS keys; OURS= says there is none")
+TOKENIZER = FLAGS.string("tokenizer", "", "Hugging Face tokenizer folder: lengths in tokens, not characters")
+MAX_PIXELS = FLAGS.integer("max_pixels", DataConfig().max_pixels, "pixel budget for counting visual tokens")
+LIMIT = FLAGS.integer("limit", 0, "records read of every file; 0 = all")
+PICTURES = FLAGS.integer("pictures", 1000, "pictures that are decoded, chosen by hash")
+SHEET = FLAGS.integer("sheet", 36, "pictures on the contact sheet")
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["input"])

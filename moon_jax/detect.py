@@ -26,6 +26,7 @@ import collections
 import dataclasses
 import hashlib
 import heapq
+import json
 import pathlib
 import signal
 import sys
@@ -37,6 +38,7 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from moon_jax.command_flags import CommandFlags
 from moon_jax.config import ConfigError, DataConfig
 from moon_jax.config_rules import FORMATS
 from moon_jax.data import contact_sheet, sources, store_refs
@@ -49,8 +51,7 @@ from moon_jax.data.sources import files, guess
 from moon_jax.data.tokenizer import TokenizerError
 from moon_jax.encoder import DTYPES, from_pretrained, with_max_pixels
 from moon_jax.evaluation.grounding import iou
-from moon_jax.flag_values import parse_mesh
-from moon_jax.parallel.mesh import make_mesh
+from moon_jax.parallel.mesh import make_mesh, parse_mesh
 from moon_jax.parallel.processes import meet, together
 from moon_jax.training.detector import Detector
 from moon_jax.training.pretrained import Pretrained, open_pretrained
@@ -94,7 +95,7 @@ def run() -> None:
     data = dataclasses.replace(found.spec.data, on_error=ON_ERROR.value)
     found = dataclasses.replace(found, spec=dataclasses.replace(found.spec, data=data))
     output = BoxFile(
-        pathlib.Path(OUTPUT.value).expanduser().absolute(), _identity(found, dataset.fingerprint, dict(mesh.shape))
+        pathlib.Path(OUTPUT.value).expanduser().absolute(), _identity(found, questions, folder, dict(mesh.shape))
     )
     if output.done:
         _say(f"{output.path} is finished already: {output.settings.name} says how")
@@ -106,9 +107,7 @@ def run() -> None:
     writes, unreadable = jax.process_index() == 0, 0
     if writes:
         output.begin()
-    with tqdm(
-        total=len(questions), initial=output.lines, unit="picture", desc="detecting", disable=not writes
-    ) as bar:  # fmt: skip
+    with tqdm(total=len(questions), initial=output.lines, unit="picture", desc="detecting", disable=not writes) as bar:
         batches = detector.batches(
             encoder.params, questions, BATCH_SIZE.value, done=output.lines, ask_shipped=SHIPPED_BOXES.value == "check"
         )
@@ -201,8 +200,14 @@ def _agreement(line: Mapping[str, Any]) -> float:
     return iou(line["box"], line["shipped"])
 
 
-def _identity(found: Pretrained, data: str, mesh: dict[str, int]) -> dict[str, Any]:
+def _identity(
+    found: Pretrained, questions: Sequence[Question], folder: pathlib.Path, mesh: dict[str, int]
+) -> dict[str, Any]:
     """Returns all that decides the lines and their order, under flat names."""
+    digest = hashlib.sha256()
+    for question in questions:
+        key = store_refs.key_of(question.image.path, folder)
+        digest.update(json.dumps([key, question.title, question.image.box, question.kind, question.id]).encode())
     described = describe(found.spec)
     names = ("grounding", "title_tokens", "min_pixels", "max_pixels", "max_aspect")
     return {
@@ -210,7 +215,7 @@ def _identity(found: Pretrained, data: str, mesh: dict[str, int]) -> dict[str, A
         "tokenizer": found.load_tokenizer().fingerprint,
         **{f"{group}.{name}": value for group in ("model", "moe") for name, value in described[group].items()},
         **{f"data.{name}": described["data"][name] for name in names},
-        "input": data,
+        "input": digest.hexdigest(),
         "image_store": IMAGE_STORE.value,
         "dtype": DTYPE.value or found.spec.model.dtype,
         "batch_size": BATCH_SIZE.value,
@@ -224,23 +229,24 @@ def _say(message: str) -> None:
         print(message, file=sys.stderr)
 
 
-MODEL = flags.DEFINE_string("model", None, "folder of a generative model: Hugging Face, converted, or a training run's")
-INPUT = flags.DEFINE_string("input", None, "folder or file of the data set, as config.data.path")
-OUTPUT = flags.DEFINE_string("output", None, "file of boxes; its settings and a contact sheet are written beside it")
-FORMAT = flags.DEFINE_enum("format", None, FORMATS, "of the data set; by default it is guessed")
-PARTS = flags.DEFINE_list("parts", [], "names of the sets in the folder; by default all that are there")
-IMAGE_FOLDER = flags.DEFINE_string("image_folder", "", "where relative paths of pictures start; by default --input")
-IMAGE_STORE = flags.DEFINE_string("image_store", "", "packed image store that holds the pictures")
-SHIPPED_BOXES = flags.DEFINE_enum(
+FLAGS = CommandFlags(__name__)
+MODEL = FLAGS.string("model", None, "folder of a generative model: Hugging Face, converted, or a training run's")
+INPUT = FLAGS.string("input", None, "folder or file of the data set, as config.data.path")
+OUTPUT = FLAGS.string("output", None, "file of boxes; its settings and a contact sheet are written beside it")
+FORMAT = FLAGS.enum("format", None, FORMATS, "of the data set; by default it is guessed")
+PARTS = FLAGS.list("parts", [], "names of the sets in the folder; by default all that are there")
+IMAGE_FOLDER = FLAGS.string("image_folder", "", "where relative paths of pictures start; by default --input")
+IMAGE_STORE = FLAGS.string("image_store", "", "packed image store that holds the pictures")
+SHIPPED_BOXES = FLAGS.enum(
     "shipped", "use", ("use", "check"), "boxes that came with the data: use them as they are, or ask and compare"
 )
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "pictures of a batch on one device (one batch shard)", lower_bound=1)
-DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "of the weights and the computation; by default the checkpoint's")
-MESH = flags.DEFINE_string("mesh", "", "sizes of mesh axes, e.g. fsdp=8; by default a whole model on each device")
-MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "larger pictures are scaled down to it; by default the model's")
-ON_ERROR = flags.DEFINE_enum("on_error", "raise", ("raise", "skip"), "what a bad record or an unreadable picture does")
-MAX_SKIPPED_SHARE = flags.DEFINE_float("max_skipped_share", 0.01, "more than this share skipped stops the run")
-SHEET = flags.DEFINE_integer("sheet", 36, "pictures on the contact sheet; 0 = no sheet", lower_bound=0)
+BATCH_SIZE = FLAGS.integer("batch_size", 8, "pictures of a batch on one device (one batch shard)", lower_bound=1)
+DTYPE = FLAGS.enum("dtype", None, DTYPES, "of the weights and the computation; by default the checkpoint's")
+MESH = FLAGS.string("mesh", "", "sizes of mesh axes, e.g. fsdp=8; by default a whole model on each device")
+MAX_PIXELS = FLAGS.integer("max_pixels", None, "larger pictures are scaled down to it; by default the model's")
+ON_ERROR = FLAGS.enum("on_error", "raise", ("raise", "skip"), "what a bad record or an unreadable picture does")
+MAX_SKIPPED_SHARE = FLAGS.float("max_skipped_share", 0.01, "more than this share skipped stops the run")
+SHEET = FLAGS.integer("sheet", 36, "pictures on the contact sheet; 0 = no sheet", lower_bound=0)
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["model", "input", "output"])

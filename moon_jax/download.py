@@ -25,6 +25,7 @@ import sys
 
 from absl import app, flags
 
+from moon_jax.command_flags import CommandFlags
 from moon_jax.data.fetch import Limits
 from moon_jax.data.fetch_store import Fetched, Plan, fetch_all
 from moon_jax.data.fetch_urls import UrlFile
@@ -90,27 +91,28 @@ def report(done: Fetched, plan: Plan) -> str:
     return "\n".join(lines)
 
 
-INPUT = flags.DEFINE_string("input", None, "file with one JSON record a line")
-KEYS = flags.DEFINE_list("keys", ["doc_image"], "keys of the records that hold a URL or a list of them")
-OUTPUT = flags.DEFINE_string("output", None, "folder of the image store: made, or gone on with")
-MAX_PIXELS = flags.DEFINE_integer("max_pixels", StoreSettings.max_pixels, "larger pictures are scaled down to it")
-QUALITY = flags.DEFINE_integer("quality", StoreSettings.quality, "of the JPEG files that are written, 1..100")
-KEEP_FILES = flags.DEFINE_enum(
+FLAGS = CommandFlags(__name__)
+INPUT = FLAGS.string("input", None, "file with one JSON record a line")
+KEYS = FLAGS.list("keys", ["doc_image"], "keys of the records that hold a URL or a list of them")
+OUTPUT = FLAGS.string("output", None, "folder of the image store: made, or gone on with")
+MAX_PIXELS = FLAGS.integer("max_pixels", StoreSettings.max_pixels, "larger pictures are scaled down to it")
+QUALITY = FLAGS.integer("quality", StoreSettings.quality, "of the JPEG files that are written, 1..100")
+KEEP_FILES = FLAGS.enum(
     "keep", StoreSettings.keep, KEEP, "which pictures of at most --max_pixels keep their bytes: all, or JPEG files only"
 )
-MAX_BYTES = flags.DEFINE_integer("max_bytes", Limits.max_bytes, "larger files are not fetched")
-TIMEOUT = flags.DEFINE_float("timeout_seconds", Limits.timeout_seconds, "for a request, until the last byte is there")
-REDIRECTS = flags.DEFINE_integer("redirects", Limits.redirects, "more of them are not followed")
-ATTEMPTS = flags.DEFINE_integer("attempts", Limits.attempts, "after errors that may pass, with a growing pause between")
-BACKOFF = flags.DEFINE_float("backoff_seconds", Limits.backoff_seconds, "pause before the second attempt; then doubled")
-CONNECTIONS = flags.DEFINE_integer("connections", Limits.connections, "requests at once, to all hosts")
-PER_HOST = flags.DEFINE_integer("per_host", Limits.per_host, "requests at once to one host")
-RATE = flags.DEFINE_float("rate", Limits.rate, "requests a second to one host")
-USER_AGENT = flags.DEFINE_string("user_agent", Limits.user_agent, "who you are: give servers an address to complain to")
-THREADS = flags.DEFINE_integer("threads", 2, "that decode and encode pictures", lower_bound=1)
-HOST = flags.DEFINE_string("host", "0/1", "which share of the pictures this machine fetches, as NUMBER/OF")
-SHARD = flags.DEFINE_integer("shard_pictures", SHARD_PICTURES, "pictures of a shard", lower_bound=1)
-ALLOW_PRIVATE = flags.DEFINE_bool(
+MAX_BYTES = FLAGS.integer("max_bytes", Limits.max_bytes, "larger files are not fetched")
+TIMEOUT = FLAGS.float("timeout_seconds", Limits.timeout_seconds, "for a request, until the last byte is there")
+REDIRECTS = FLAGS.integer("redirects", Limits.redirects, "more of them are not followed")
+ATTEMPTS = FLAGS.integer("attempts", Limits.attempts, "after errors that may pass, with a growing pause between")
+BACKOFF = FLAGS.float("backoff_seconds", Limits.backoff_seconds, "pause before the second attempt; then doubled")
+CONNECTIONS = FLAGS.integer("connections", Limits.connections, "requests at once, to all hosts")
+PER_HOST = FLAGS.integer("per_host", Limits.per_host, "requests at once to one host")
+RATE = FLAGS.float("rate", Limits.rate, "requests a second to one host")
+USER_AGENT = FLAGS.string("user_agent", Limits.user_agent, "who you are: give servers an address to complain to")
+THREADS = FLAGS.integer("threads", 2, "that decode and encode pictures", lower_bound=1)
+HOST = FLAGS.string("host", "0/1", "which share of the pictures this machine fetches, as NUMBER/OF")
+SHARD = FLAGS.integer("shard_pictures", SHARD_PICTURES, "pictures of a shard", lower_bound=1)
+ALLOW_PRIVATE = FLAGS.bool(
     "allow_private", False, "also fetch from private addresses and this machine: for tests, or a server of your own"
 )
 

@@ -28,6 +28,7 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from moon_jax.command_flags import CommandFlags
 from moon_jax.config import ConfigError
 from moon_jax.data.documents import KINDS, PLAIN
 from moon_jax.data.embed_records import Reader
@@ -37,8 +38,7 @@ from moon_jax.data.records import DataError
 from moon_jax.data.tokenizer import TokenizerError
 from moon_jax.data.vector_file import SETTINGS, VECTORS, VectorFile
 from moon_jax.encoder import DTYPES, Encoder, from_pretrained, with_max_pixels
-from moon_jax.flag_values import parse_mesh
-from moon_jax.parallel.mesh import make_mesh
+from moon_jax.parallel.mesh import make_mesh, parse_mesh
 from moon_jax.parallel.processes import meet, together
 from moon_jax.training.embedder import EmbeddingError, window_documents
 from moon_jax.training.pretrained import Pretrained, open_pretrained
@@ -158,18 +158,19 @@ def _say(message: str) -> None:
         print(message, file=sys.stderr)
 
 
-MODEL = flags.DEFINE_string("model", None, "folder of the model: Hugging Face, converted, or a training run's")
-INPUT = flags.DEFINE_string("input", None, "file with one JSON record a line")
-OUTPUT = flags.DEFINE_string("output", None, "folder for embeddings.npy, ids.json and settings.json")
-KIND = flags.DEFINE_enum(
+FLAGS = CommandFlags(__name__)
+MODEL = FLAGS.string("model", None, "folder of the model: Hugging Face, converted, or a training run's")
+INPUT = FLAGS.string("input", None, "file with one JSON record a line")
+OUTPUT = FLAGS.string("output", None, "folder for embeddings.npy, ids.json and settings.json")
+KIND = FLAGS.enum(
     "kind", "plain", KINDS, "plain: the record as it stands; item, query: with the model's prompt and limits for these"
 )
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "records of a batch on one device (one batch shard)")
-DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "of the weights and the computation; by default the checkpoint's")
-MESH = flags.DEFINE_string("mesh", "", "sizes of mesh axes, e.g. fsdp=8; by default a whole model on each device")
-MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "larger pictures are scaled down to it; by default the model's")
-ON_ERROR = flags.DEFINE_enum("on_error", "raise", ("raise", "skip"), "what a bad record or an unreadable picture does")
-MAX_SKIPPED_SHARE = flags.DEFINE_float("max_skipped_share", 0.01, "more than this share skipped stops the run")
+BATCH_SIZE = FLAGS.integer("batch_size", 32, "records of a batch on one device (one batch shard)")
+DTYPE = FLAGS.enum("dtype", None, DTYPES, "of the weights and the computation; by default the checkpoint's")
+MESH = FLAGS.string("mesh", "", "sizes of mesh axes, e.g. fsdp=8; by default a whole model on each device")
+MAX_PIXELS = FLAGS.integer("max_pixels", None, "larger pictures are scaled down to it; by default the model's")
+ON_ERROR = FLAGS.enum("on_error", "raise", ("raise", "skip"), "what a bad record or an unreadable picture does")
+MAX_SKIPPED_SHARE = FLAGS.float("max_skipped_share", 0.01, "more than this share skipped stops the run")
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["model", "input", "output"])

@@ -19,6 +19,7 @@ import sys
 
 from absl import app, flags
 
+from moon_jax.command_flags import CommandFlags
 from moon_jax.config import DataConfig, VisionConfig
 from moon_jax.data import sources, store_refs
 from moon_jax.data.records import DataError
@@ -65,23 +66,24 @@ def run() -> None:
     )
 
 
-INPUT = flags.DEFINE_string("input", None, "folder or file of the data set, as config.data.path")
-FORMAT = flags.DEFINE_string("format", "jsonl", f"of the data set: {', '.join(sources.READERS)}")
-PARTS = flags.DEFINE_list("parts", [], "names of the sets in the folder; by default all that are there")
-IMAGE_FOLDER = flags.DEFINE_string("image_folder", "", "where relative paths of pictures start; by default --input")
-OUTPUT = flags.DEFINE_string("output", None, "folder of the image store: made, or gone on with")
-MAX_PIXELS = flags.DEFINE_integer(
+FLAGS = CommandFlags(__name__)
+INPUT = FLAGS.string("input", None, "folder or file of the data set, as config.data.path")
+FORMAT = FLAGS.string("format", "jsonl", f"of the data set: {', '.join(sources.READERS)}")
+PARTS = FLAGS.list("parts", [], "names of the sets in the folder; by default all that are there")
+IMAGE_FOLDER = FLAGS.string("image_folder", "", "where relative paths of pictures start; by default --input")
+OUTPUT = FLAGS.string("output", None, "folder of the image store: made, or gone on with")
+MAX_PIXELS = FLAGS.integer(
     "max_pixels", StoreSettings.max_pixels, "larger pictures are scaled down to it; leave room for crops of the product"
 )
-QUALITY = flags.DEFINE_integer("quality", StoreSettings.quality, "of the JPEG files that are written, 1..100")
-KEEP_FILES = flags.DEFINE_enum(
+QUALITY = FLAGS.integer("quality", StoreSettings.quality, "of the JPEG files that are written, 1..100")
+KEEP_FILES = FLAGS.enum(
     "keep", StoreSettings.keep, KEEP, "which pictures of at most --max_pixels keep their bytes: all, or JPEG files only"
 )
-WORKERS = flags.DEFINE_integer("workers", 0, "processes that decode and write; 0 = none beside this one", lower_bound=0)
-HOST = flags.DEFINE_string("host", "0/1", "which share of the pictures this machine packs, as NUMBER/OF")
-SHARD = flags.DEFINE_integer("shard_pictures", SHARD_PICTURES, "pictures of a shard", lower_bound=1)
-ON_ERROR = flags.DEFINE_enum("on_error", "raise", ("raise", "skip"), "what a bad record or an unreadable picture does")
-MAX_SKIPPED_SHARE = flags.DEFINE_float("max_skipped_share", 0.01, "more than this share skipped stops the run")
+WORKERS = FLAGS.integer("workers", 0, "processes that decode and write; 0 = none beside this one", lower_bound=0)
+HOST = FLAGS.string("host", "0/1", "which share of the pictures this machine packs, as NUMBER/OF")
+SHARD = FLAGS.integer("shard_pictures", SHARD_PICTURES, "pictures of a shard", lower_bound=1)
+ON_ERROR = FLAGS.enum("on_error", "raise", ("raise", "skip"), "what a bad record or an unreadable picture does")
+MAX_SKIPPED_SHARE = FLAGS.float("max_skipped_share", 0.01, "more than this share skipped stops the run")
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["input", "output"])

@@ -29,6 +29,7 @@ from collections.abc import Iterator
 
 from absl import app, flags, logging
 
+from moon_jax.command_flags import CommandFlags
 from moon_jax.config import ConfigError, DataConfig
 from moon_jax.config_rules import FORMATS
 from moon_jax.data import sources
@@ -158,44 +159,37 @@ def _day(name: str, given: str | None) -> int | None:
     return found
 
 
-CATALOGUE = flags.DEFINE_string("catalogue", None, "folder or file of the listings")
-FORMAT = flags.DEFINE_enum("format", None, FORMATS, "of the catalogue; by default it is guessed")
-IMAGE_FOLDER = flags.DEFINE_string("image_folder", "", "where relative paths of the catalogue's pictures start")
-CATALOGUE_COLUMNS = flags.DEFINE_list(
-    "catalogue_columns", [], "for tables: OURS=THEIRS names, as --columns of describe"
-)
-LOG = flags.DEFINE_string("log", None, ".csv, .tsv or .jsonl file, or Parquet: a file, a folder, an address of Spark's")
-COLUMNS = flags.DEFINE_list("columns", [], "OURS=THEIRS names of the log: query_text, query_image, item_id, time")
-IGNORE_COLUMNS = flags.DEFINE_list(
-    "ignore_columns", [], "columns of the log with personal data: allowed there, not read"
-)
-QUERY_FOLDER = flags.DEFINE_string(
-    "query_folder", "", "where paths of query pictures start; by default the log's folder"
-)
-OUTPUT = flags.DEFINE_string("output", None, "folder of the benchmark; one that this command wrote is replaced")
-TRAIN_ROWS = flags.DEFINE_integer("train_rows", 0, "training records wanted; 0 = all there are", lower_bound=0)
-TEST_ROWS = flags.DEFINE_integer("test_rows", 0, "test records wanted; 0 = all there are", lower_bound=0)
-TEST_SHARE = flags.DEFINE_float(
+FLAGS = CommandFlags(__name__)
+CATALOGUE = FLAGS.string("catalogue", None, "folder or file of the listings")
+FORMAT = FLAGS.enum("format", None, FORMATS, "of the catalogue; by default it is guessed")
+IMAGE_FOLDER = FLAGS.string("image_folder", "", "where relative paths of the catalogue's pictures start")
+CATALOGUE_COLUMNS = FLAGS.list("catalogue_columns", [], "for tables: OURS=THEIRS names, as --columns of describe")
+LOG = FLAGS.string("log", None, ".csv, .tsv or .jsonl file, or Parquet: a file, a folder, an address of Spark's")
+COLUMNS = FLAGS.list("columns", [], "OURS=THEIRS names of the log: query_text, query_image, item_id, time")
+IGNORE_COLUMNS = FLAGS.list("ignore_columns", [], "columns of the log with personal data: allowed there, not read")
+QUERY_FOLDER = FLAGS.string("query_folder", "", "where paths of query pictures start; by default the log's folder")
+OUTPUT = FLAGS.string("output", None, "folder of the benchmark; one that this command wrote is replaced")
+TRAIN_ROWS = FLAGS.integer("train_rows", 0, "training records wanted; 0 = all there are", lower_bound=0)
+TEST_ROWS = FLAGS.integer("test_rows", 0, "test records wanted; 0 = all there are", lower_bound=0)
+TEST_SHARE = FLAGS.float(
     "test_share",
     DataConfig().unseen_share,
     "of the products, by a hash of their id, are for the test set only",
     0.001,
     0.999,
 )
-FLOOR = flags.DEFINE_integer("floor", 100, "records that a rare industry has in each set, if there are as many", 0)
-SEED = flags.DEFINE_integer("seed", 0, "of the draws; products are divided without it, as training divides them")
-SINCE = flags.DEFINE_string("since", None, "purchases from this day or time on (UTC unless it names a zone)")
-UNTIL = flags.DEFINE_string("until", None, "purchases before this day or time")
-MAX_PERSONAL_SHARE = flags.DEFINE_float("max_personal_share", 0.01, "more rows that look personal stop the run", 0, 1)
-MINER = flags.DEFINE_string("miner", "", "folder of a trained model that finds the hard negatives")
-MINER_MARGIN = flags.DEFINE_float("miner_margin", 0.0, "how much less similar to the query than what was bought", 0)
-ENGINE = flags.DEFINE_enum("engine", "duckdb", ENGINES, "duckdb: in this process; spark: the session of spark-submit")
-MEMORY_GB = flags.DEFINE_float("memory_gb", 2.0, "that DuckDB may take; the catalogue comes on top", 0.2)
-WORK = flags.DEFINE_string(
-    "work", "", "folder for intermediate tables, removed at the end; Spark's machines must see it"
-)
-ON_ERROR = flags.DEFINE_enum("on_error", "raise", ("raise", "skip"), "what an unreadable line or listing does")
-MAX_SKIPPED_SHARE = flags.DEFINE_float("max_skipped_share", 0.01, "more than this share skipped stops the run", 0, 1)
+FLOOR = FLAGS.integer("floor", 100, "records that a rare industry has in each set, if there are as many", 0)
+SEED = FLAGS.integer("seed", 0, "of the draws; products are divided without it, as training divides them")
+SINCE = FLAGS.string("since", None, "purchases from this day or time on (UTC unless it names a zone)")
+UNTIL = FLAGS.string("until", None, "purchases before this day or time")
+MAX_PERSONAL_SHARE = FLAGS.float("max_personal_share", 0.01, "more rows that look personal stop the run", 0, 1)
+MINER = FLAGS.string("miner", "", "folder of a trained model that finds the hard negatives")
+MINER_MARGIN = FLAGS.float("miner_margin", 0.0, "how much less similar to the query than what was bought", 0)
+ENGINE = FLAGS.enum("engine", "duckdb", ENGINES, "duckdb: in this process; spark: the session of spark-submit")
+MEMORY_GB = FLAGS.float("memory_gb", 2.0, "that DuckDB may take; the catalogue comes on top", 0.2)
+WORK = FLAGS.string("work", "", "folder for intermediate tables, removed at the end; Spark's machines must see it")
+ON_ERROR = FLAGS.enum("on_error", "raise", ("raise", "skip"), "what an unreadable line or listing does")
+MAX_SKIPPED_SHARE = FLAGS.float("max_skipped_share", 0.01, "more than this share skipped stops the run", 0, 1)
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["catalogue", "log", "output"])

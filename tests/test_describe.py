@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-from absl.testing import flagsaver
 from PIL import Image
 
 from moon_jax import describe
@@ -27,9 +26,8 @@ def drawn(tmp_path_factory):
 
 def run(capsys=None, **given):
     """Runs with these flags; returns what was printed."""
-    describe.flags.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(**given):
-        describe.run()
+    describe.FLAGS.parse(**given)
+    describe.run()
     return capsys.readouterr().out if capsys else ""
 
 

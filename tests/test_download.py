@@ -332,15 +332,14 @@ def test_a_stopped_program_goes_on(tmp_path, server, name):
 
 
 def test_mistakes_are_one_plain_message(tmp_path):
-    def command(*arguments):
-        download.flags.FLAGS.unparse_flags()
-        download.flags.FLAGS(["download", *arguments])
+    def command(**given):
+        download.FLAGS.parse(output=tmp_path / "store", **given)
         download.main(["download"])
 
     with pytest.raises(SystemExit, match="DataError: --input: there is no file"):
-        command(f"--input={tmp_path / 'none.jsonl'}", f"--output={tmp_path / 'store'}")
+        command(input=tmp_path / "none.jsonl")
     with pytest.raises(SystemExit, match="limits must be positive"):
-        command(f"--input={tmp_path / 'none.jsonl'}", f"--output={tmp_path / 'store'}", "--rate=0")
+        command(input=tmp_path / "none.jsonl", rate=0)
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n')
     with pytest.raises(SystemExit, match=r"no record has a URL under --keys=doc_image .*they have the keys 'a'"):
-        command(f"--input={tmp_path / 'rows.jsonl'}", f"--output={tmp_path / 'store'}", "--rate=10")
+        command(input=tmp_path / "rows.jsonl", rate=10)

@@ -11,8 +11,6 @@ import time
 import numpy as np
 import pytest
 import tiny_hf
-from absl import flags
-from absl.testing import flagsaver
 from PIL import Image
 
 import moon_jax
@@ -48,11 +46,8 @@ def picture(folder, name, number):
 
 def run(model, path, output, **settings):
     """Runs the command in this process, on one device unless asked otherwise; returns nothing or exits."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    said = {"model": str(model), "input": str(path), "output": str(output), "mesh": "", "dtype": "float32", **settings}
-    with flagsaver.flagsaver(**said):
-        embed.main([])
+    embed.FLAGS.parse(**{"model": model, "input": path, "output": output, "dtype": "float32", **settings})
+    embed.main([])
 
 
 def refused(model, path, output, **settings) -> str:

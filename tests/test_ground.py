@@ -8,8 +8,6 @@ import json
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -18,6 +16,7 @@ from fake_batch import tiny_config
 from PIL import Image
 
 import moon_jax
+from moon_jax import detect as command
 from moon_jax import train
 from moon_jax.config import Config, DataConfig, MeshConfig
 from moon_jax.data import sources
@@ -27,7 +26,6 @@ from moon_jax.data.records import DataError
 from moon_jax.parallel.mesh import make_mesh
 from moon_jax.training.log import Log
 
-ROOT = pathlib.Path(__file__).parents[1]
 SIZE, BOX = (64, 48), [16, 12, 48, 36]
 PRODUCTS = 14
 
@@ -71,7 +69,7 @@ def config(folder) -> Config:
         loss__kind="next_token", loss__ring_batches=0, eval__metric="unseen/query/IoU", eval__every=0,
         eval__batch_documents=4, data__path=str(folder), data__min_pixels=16 * 16, data__max_pixels=32 * 32,
         data__title_tokens=4, data__crop=False, model__text__vocab_size=320, moe__experts=4, moe__top_k=1,
-        moe__gate="softmax_all", mesh__data=2, mesh__fsdp=2, mesh__expert=2, train__steps=50, train__lr=1e-2,
+        moe__gate="softmax_all", mesh__data=2, mesh__fsdp=2, mesh__expert=2, train__steps=40, train__lr=1e-2,
         train__log_every=1, train__checkpoint_every=1000, data__unseen_share=0.3,
     )  # fmt: skip
     short = dataclasses.replace(config.data.grounding, system="", prompt="{title}", answer="{box}", max_new_tokens=20)
@@ -118,10 +116,16 @@ def test_a_stopped_run_on_another_mesh_goes_on(config, trained, tmp_path, monkey
     np.testing.assert_allclose([other[n] for n in other], [straight[n] for n in other], rtol=1e-4)
 
 
-def detect(*flags, **settings):
-    command = [sys.executable, "-m", "moon_jax.detect", *flags]
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, **settings)
+def detect(model, data, output, **settings):
+    """Runs the command in this process, on all eight devices."""
+    command.FLAGS.parse(model=model, input=data, output=output, mesh="fsdp=4", **settings)
+    command.main([])
+
+
+def refused(*args, **settings) -> str:
+    with pytest.raises(SystemExit) as caught:
+        detect(*args, **settings)
+    return str(caught.value)
 
 
 def read(path):
@@ -130,7 +134,7 @@ def read(path):
 
 @pytest.fixture(scope="module")
 def plain(folder, tmp_path_factory):
-    """The same data without boxes, one picture missing and one text for two queries."""
+    """The same data without boxes, its pictures in another folder."""
     plain = tmp_path_factory.mktemp("plain")
     (plain / "pictures").symlink_to(folder)
     write(plain, None, "pictures/")
@@ -140,9 +144,7 @@ def plain(folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def detected(trained, plain, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "boxes.jsonl"
-    done = detect(f"--model={trained[0]}", f"--input={plain}", f"--output={out}", "--batch_size=3", "--sheet=6")
-    assert done.returncode == 0, done.stderr
-    assert f"{2 * PRODUCTS} pictures: {2 * PRODUCTS} parsed" in done.stdout
+    detect(trained[0], plain, out, batch_size=3, sheet=6)
     return out
 
 
@@ -164,21 +166,19 @@ def test_every_picture_gets_a_line(detected, trained, plain):
         assert list(find_box(line["answer"], "", frame, "absolute").box) == line["box"]
 
 
-def test_a_run_cut_off_anywhere_goes_on_to_the_same_file(detected, trained, plain, tmp_path):
-    whole = detected.read_bytes()
-    flags = [f"--model={trained[0]}", f"--input={plain}", "--batch_size=3", "--sheet=0"]
-    out = tmp_path / "boxes.jsonl"
+def test_a_run_cut_off_anywhere_goes_on_to_the_same_file(detected, trained, plain, tmp_path, capsys):
+    whole, out = detected.read_bytes(), tmp_path / "boxes.jsonl"
     out.with_suffix(".settings.json").write_text(detected.with_suffix(".settings.json").read_text())
     ends = [i for i, byte in enumerate(whole) if byte == ord("\n")]
     (tmp_path / "boxes.jsonl.unfinished").write_bytes(whole[: ends[7] + 30])  # in a batch, in a line
-    assert detect(*flags, f"--output={out}").returncode == 0
+    settings = {"batch_size": 3, "sheet": 0}
+    detect(trained[0], plain, out, **settings)
+    assert f"{2 * PRODUCTS} pictures: {2 * PRODUCTS} parsed" in capsys.readouterr().out
     assert out.read_bytes() == whole
-    again = detect(*flags, f"--output={out}")
-    assert (again.returncode, out.read_bytes()) == (0, whole)
-    assert "is finished already" in again.stderr
-    other = detect(*flags, f"--output={out}", "--max_pixels=256")
-    assert other.returncode == 1
-    assert "data.max_pixels was 1024, is 256" in other.stderr
+    detect(trained[0], plain, out, **settings)
+    assert "is finished already" in capsys.readouterr().err
+    assert out.read_bytes() == whole
+    assert "data.max_pixels was 1024, is 256" in refused(trained[0], plain, out, **settings, max_pixels=256)
 
 
 def test_the_boxes_feed_training(detected, plain, folder):
@@ -193,7 +193,7 @@ def test_the_boxes_feed_training(detected, plain, folder):
 
 
 def test_shipped_boxes_unreadable_pictures_and_mistakes(trained, folder, tmp_path):
-    shop = tmp_path / "shop"
+    shop, out = tmp_path / "shop", tmp_path / "b.jsonl"
     shop.mkdir()
     for path in folder.iterdir():
         (shop / path.name).write_bytes(path.read_bytes())
@@ -201,22 +201,24 @@ def test_shipped_boxes_unreadable_pictures_and_mistakes(trained, folder, tmp_pat
     items[0]["image_bbox"], items[1]["image_bbox"] = [1, 2, 30, 40], None
     (shop / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     (shop / items[1]["image"]).write_bytes(b"<html>not a picture</html>")
-    flags = [f"--model={trained[0]}", f"--input={shop}", f"--output={tmp_path}/b.jsonl", "--sheet=3"]
-    refused = detect(*flags)
-    assert refused.returncode == 1
-    assert "listing i1: " in refused.stderr
-    assert "--on_error=skip leaves it out" in refused.stderr
-    done = detect(*flags, "--on_error=skip", "--max_skipped_share=0.1")
-    assert done.returncode == 0, done.stderr
-    lines = {line.get("listing", line.get("query")): line for line in read(tmp_path / "b.jsonl")}
+    message = refused(trained[0], shop, out, sheet=3)
+    assert "listing i1: " in message
+    assert "--on_error=skip leaves it out" in message
+    detect(trained[0], shop, out, sheet=3, on_error="skip", max_skipped_share=0.1)
+    lines = {line.get("listing", line.get("query")): line for line in read(out)}
     assert (lines["i0"]["status"], lines["i0"]["box"]) == ("shipped", [1, 2, 30, 40])
     assert (lines["i1"]["status"], lines["i1"]["box"]) == ("unreadable", None)
     assert "cannot be read as a picture" in lines["i1"]["reason"]
     assert lines["r1"]["status"] == "shipped"
-    nothing = detect("--model=/nowhere", f"--input={shop}", f"--output={tmp_path}/c.jsonl")
-    assert nothing.returncode == 1
-    assert "holds no model" in nothing.stderr
-    assert "Traceback" not in nothing.stderr
+    few = refused(trained[0], shop, tmp_path / "c.jsonl", on_error="skip", max_skipped_share=0.001)
+    assert "more than --max_skipped_share = 0.001 of the 28 pictures" in few
+    assert "holds no model" in refused("/nowhere", shop, tmp_path / "d.jsonl")
+
+
+def test_shipped_boxes_can_be_checked(trained, folder, tmp_path, capsys):
+    detect(trained[0], folder, tmp_path / "b.jsonl", shipped="check", sheet=0)
+    assert all(line["status"] == "parsed" and line["shipped"] == BOX for line in read(tmp_path / "b.jsonl"))
+    assert "against 28 shipped boxes: mean IoU 1.000, at least 0.5 for 100.0%" in capsys.readouterr().out
 
 
 def test_an_unfinished_file_of_boxes_is_refused(plain, tmp_path):

@@ -129,6 +129,21 @@ def abstract_mesh(config: MeshConfig, devices: int = 0) -> AbstractMesh:
     return AbstractMesh(tuple(shape.values()), AXES, axis_types=(AxisType.Explicit,) * 4)
 
 
+def parse_mesh(text: str) -> MeshConfig:
+    """Returns the mesh of a flag like "fsdp=4,tensor=2"; "data" takes the devices that the others leave.
+
+    Raises:
+        ConfigError: an axis or a size is none.
+    """
+    sizes = {}
+    for word in filter(None, text.split(",")):
+        name, _, size = word.partition("=")
+        if name.strip() not in AXES or name.strip() in sizes or not size.strip().lstrip("-").isdigit():
+            raise ConfigError(f"--mesh={text}: {word!r} is no AXIS=SIZE; the axes are {', '.join(AXES)}")
+        sizes[name.strip()] = int(size)
+    return MeshConfig(**sizes)
+
+
 def _shape(config: MeshConfig, devices: int) -> dict[str, int]:
     """Returns the sizes of the axes, with what is left in place of -1 (at least 1)."""
     shape = {name: getattr(config, name) for name in AXES}

@@ -173,7 +173,7 @@ def test_a_header_that_says_too_little_widens_the_shape_on_one_host_and_stops_se
 def test_headers_tell_the_grids_of_what_is_loaded(form):
     """Boxes inside, across and beyond the edge, strips, tiny and turned pictures."""
     rng = np.random.default_rng(0)
-    data = dataclasses.replace(DATA, max_aspect=5.0)
+    data = dataclasses.replace(DATA, max_aspect=5.0, on_error="skip")  # some boxes hold nothing
     for number in range(40):
         height, width = (int(n) for n in rng.integers(1, 120, 2))
         image = Image.fromarray(rng.integers(0, 255, (height, width, 3)).astype(np.uint8))

@@ -182,7 +182,7 @@ def test_augmented_views_hold_the_box_and_repeat_by_key():
     pixels = np.full((height, width, 3), 255, np.uint8)
     pixels[30:80, 20:55] = (200, 0, 0)  # the product: the only red
     image, box = Image.fromarray(pixels), (20.0, 30.0, 55.0, 80.0)
-    views = set()
+    seen = set()
     for key in range(60):
         view, moved = views.augment(image, box, (7, key))
         again, moved_again = views.augment(image, box, (7, key))
@@ -193,8 +193,8 @@ def test_augmented_views_hold_the_box_and_repeat_by_key():
         red = inside[..., 0] - inside[..., 1] > 60
         rows, columns = np.nonzero(red)
         assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (x1, y1, x2, y2)
-        views.add((view.size, moved))
-    assert len(views) > 30
+        seen.add((view.size, moved))
+    assert len(seen) > 30
     for strange in [None, (-50.0, -9.0, 999.0, 999.0), (float("nan"), 0.0, 5.0, 5.0), (80.0, 80.0, 10.0, 10.0)]:
         view, moved = views.augment(image, strange, (1, 2))
         assert min(view.size) >= 2

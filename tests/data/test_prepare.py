@@ -11,7 +11,6 @@ import unicodedata
 
 import pytest
 import synthetic_log
-from absl.testing import flagsaver
 
 from moon_jax import prepare
 from moon_jax.config import ConfigError, DataConfig
@@ -24,10 +23,9 @@ PRODUCTS, ROWS = 300, 3000
 
 def run(**given):
     """Runs with these flags; returns the records of training, of the test set, the listings by id, and the report."""
-    prepare.flags.FLAGS.mark_as_parsed()
-    output = given["output"] = pathlib.Path(given["output"])
-    with flagsaver.flagsaver(**{name: str(v) if isinstance(v, pathlib.Path) else v for name, v in given.items()}):
-        prepare.run()
+    output = pathlib.Path(given["output"])
+    prepare.FLAGS.parse(**given)
+    prepare.run()
     train, test, items = (
         [json.loads(line) for line in (output / f"{name}.jsonl").read_text().splitlines()]
         for name in ("train", "test", "items")

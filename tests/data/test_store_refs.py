@@ -170,18 +170,17 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     (tmp_path / "b.png").write_bytes(b"<html>")
     write_rows(tmp_path, [("a.png", None), ("b.png", None)])
 
-    def command(*arguments):
-        pack_images.flags.FLAGS.unparse_flags()
-        pack_images.flags.FLAGS(["pack_images", f"--input={tmp_path}", f"--output={tmp_path / 'store'}", *arguments])
+    def command(**given):
+        pack_images.FLAGS.parse(input=tmp_path, output=tmp_path / "store", **given)
         pack_images.main(["pack_images"])
 
     with pytest.raises(SystemExit, match=r"picture b\.png: .*cannot be read.*--on_error=skip"):
-        command("--on_error=raise")
-    command("--on_error=skip", "--max_skipped_share=0.5")
+        command(on_error="raise")
+    command(on_error="skip", max_skipped_share=0.5)
     assert "1 pictures stored, 0 were there, 1 skipped; now 1 in 1 shards" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="quality was 90, is 50"):
-        command("--quality=50", "--on_error=skip", "--max_skipped_share=0.5")
-    command("--quality=90", "--on_error=skip", "--max_skipped_share=0.5")
+        command(quality=50, on_error="skip", max_skipped_share=0.5)
+    command(quality=90, on_error="skip", max_skipped_share=0.5)
     assert "0 pictures stored, 1 were there" in capsys.readouterr().out
 
 
