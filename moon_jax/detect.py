@@ -44,7 +44,7 @@ from moon_jax.config_rules import FORMATS
 from moon_jax.data import contact_sheet, sources, store_refs
 from moon_jax.data.box_file import BoxFile, box_in, line_of
 from moon_jax.data.grounding import Question, all_questions
-from moon_jax.data.grounding_answers import PARSED, STATUSES, UNREADABLE, WHOLE
+from moon_jax.data.grounding_answers import PARSED, STATUSES, UNREADABLE, WHOLE, Found
 from moon_jax.data.picture_files import ImageError
 from moon_jax.data.records import DataError, ImageRef
 from moon_jax.data.sources import files, guess
@@ -104,26 +104,36 @@ def run() -> None:
     detector = Detector(encoder.config, mesh, encoder.tokenizer, encoder.head)
     if jax.process_count() > 1:  # all have read where to go on, before one of them writes
         multihost_utils.sync_global_devices("output")
-    writes, unreadable = jax.process_index() == 0, 0
-    if writes:
-        output.begin()
-    with tqdm(total=len(questions), initial=output.lines, unit="picture", desc="detecting", disable=not writes) as bar:
+    try:
+        if jax.process_index() == 0:
+            output.begin()
         batches = detector.batches(
             encoder.params, questions, BATCH_SIZE.value, done=output.lines, ask_shipped=SHIPPED_BOXES.value == "check"
         )
+        _write(output, batches, len(questions), folder)
+        if jax.process_index() == 0:
+            _finish(output, questions, folder)
+    finally:
+        output.close()
+
+
+def _write(
+    output: BoxFile, batches: Iterable[Sequence[tuple[Question, Found]]], total: int, folder: pathlib.Path
+) -> None:
+    """Writes the lines of all batches that are not in the output yet, and checks the share of unreadable pictures."""
+    main_process, unreadable = jax.process_index() == 0, 0
+    with tqdm(total=total, initial=output.lines, unit="picture", desc="detecting", disable=not main_process) as bar:
         for batch in batches:
-            unreadable += sum(one.status == UNREADABLE for _, one in batch)
-            if unreadable > MAX_SKIPPED_SHARE.value * max(len(questions), 1):
-                named = next(one.reason for _, one in batch if one.status == UNREADABLE)
+            bad = [one.reason for _, one in batch if one.status == UNREADABLE]
+            unreadable += len(bad)
+            if bad and unreadable > MAX_SKIPPED_SHARE.value * total:
                 raise DataError(
-                    f"more than --max_skipped_share = {MAX_SKIPPED_SHARE.value:g} of the {len(questions)} pictures "
-                    f"cannot be read, the last of them: {named}"
+                    f"more than --max_skipped_share = {MAX_SKIPPED_SHARE.value:g} of the {total} pictures cannot be "
+                    f"read, the last of them: {bad[-1]}"
                 )
-            if writes:
+            if main_process:
                 output.write([line_of(question, one, folder) for question, one in batch])
             bar.update(len(batch))
-    if writes:
-        _finish(output, questions, folder)
 
 
 def _finish(output: BoxFile, questions: Sequence[Question], folder: pathlib.Path) -> None:

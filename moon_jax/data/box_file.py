@@ -91,7 +91,12 @@ class BoxFile:
         os.fsync(self._file)
         self._write_settings(summary)
         os.replace(self._begun, self.path)
-        os.close(self._file)
+
+    def close(self) -> None:
+        """Lets go of the file; a run that is not finished can go on."""
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
 
     def _write_settings(self, summary: Mapping[str, Any]) -> None:
         unfinished = self.settings.with_name(self.settings.name + UNFINISHED)
