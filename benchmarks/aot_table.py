@@ -49,7 +49,7 @@ def command(target: str, out: pathlib.Path) -> list[str]:
 
 def row(report: dict) -> tuple[str, ...]:
     memory, seconds = report["memory"], report.get("seconds", {})
-    largest = report.get("largest_batch", "")
+    largest = report.get("largest_batch", f"about {report['largest_batch_estimate']}")
     cells = (report["target"], "x".join(map(str, report["mesh"].values())))
     size = f"{memory['peak'] / GIB:.1f} of {memory['capacity'] / GIB:.1f}" + ("" if memory["fits"] else " (no)")
     if not report.get("collectives"):

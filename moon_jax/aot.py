@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import sys
+from collections import Counter
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: it would take the accelerators of this machine
@@ -36,6 +37,8 @@ from moon_jax.planning.cost import cost_of
 from moon_jax.planning.largest import largest_batch
 from moon_jax.planning.network import Links
 from moon_jax.planning.targets import mesh_on
+from moon_jax.training.start import find
+from moon_jax.weights.source import WeightsError
 
 
 def main(argv: list[str]) -> None:
@@ -44,9 +47,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are given as --config.group.name=value")
     jax.config.update("jax_platforms", "cpu")
     try:
-        config = resolve(CONFIG.value)
+        config = find(resolve(CONFIG.value)).config
         report = _sweep(config) if SWEEP.value else _one(config)
-    except ConfigError as error:
+    except (ConfigError, WeightsError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
     if JSON.value:
         path = pathlib.Path(JSON.value)
@@ -96,6 +99,10 @@ def _sweep_one(config: Config, target: Target) -> dict[str, Any]:
     ]  # fmt: skip
     print(f"{target.name}: {len(rows)} ways, {sum(row['fits'] for row in rows)} of them fit by the cost model, ")
     print(f"{len(refused)} cannot work; {config.train.batch_size} triplets a step\n")
+    for reason, count in Counter(refused.values()).most_common():
+        print(f"{count} cannot work: {reason}")
+    if not candidates:
+        raise ConfigError(f"no mesh and strategy can work on {target.name}; the reasons are above")
     print(printing.markdown(header, shown))
     for line in dict.fromkeys(line for candidate in candidates[: SHOW.value] for line in candidate.replicated):
         print(f"replicated: {line}")

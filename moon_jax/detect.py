@@ -207,7 +207,7 @@ def text(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _agreement(line: Mapping[str, Any]) -> float:
-    return iou(line["box"], line["shipped"])
+    return iou(tuple(line["box"]), tuple(line["shipped"]))
 
 
 def _identity(

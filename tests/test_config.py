@@ -55,6 +55,10 @@ def test_unknown_names_and_wrong_types_are_all_named():
         ("eval", {"metric": "unseen/imgae/R@1"}, "must be"),
         ("eval", {"metric": "unseen/image/R@7"}, r"k in config\.eval\.ks"),
         ("eval", {"ks": ()}, "positive ranks"),
+        ("loss", {"kind": "next"}, "contrastive, next_token"),
+        ("loss", {"kind": "next_token"}, "ring_batches and group_size to 0"),
+        ("loss", {"kind": "next_token", "ring_batches": 0}, r"seen\|unseen/query\|listing/IoU"),
+        ("eval", {"metric": "unseen/query/IoU"}, "must be"),
     ],
 )
 def test_values_that_cannot_work_are_refused(group, values, message):
@@ -78,6 +82,19 @@ def test_the_edges_of_the_ranges_are_accepted(group, values):
     settings[group] |= values
     resolved = getattr(c.resolve(settings), group)
     assert all(getattr(resolved, name) == value for name, value in values.items())
+
+
+def test_grounding_is_asked_and_answered_in_words_that_hold_title_and_box():
+    settings = c.to_dict(c.Config())
+    settings["loss"] |= {"kind": "next_token", "ring_batches": 0}
+    settings["eval"]["metric"] = "grocery/unseen/listing/IoU@0.5"
+    assert c.resolve(settings).loss.kind == "next_token"
+    settings["model"]["attention"] = "bidirectional"
+    settings["data"]["grounding"] |= {"prompt": "Where is it?", "answer": "{box} {box}"}
+    with pytest.raises(c.ConfigError) as error:
+        c.resolve(settings)
+    for part in ("prompt 'Where is it?' must hold {title} once", "must hold {box} once", "attention = 'causal'"):
+        assert part in str(error.value)
 
 
 def test_sizes_are_judged_unless_a_checkpoint_has_them():

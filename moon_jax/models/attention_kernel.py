@@ -78,7 +78,7 @@ def _unmark(x: Array) -> Array:
 
 
 def _varying(x: Array) -> frozenset[str]:
-    return jax.typeof(x).manual_axis_type.varying
+    return jax.typeof(x).mat.varying
 
 
 def _vary(x: Array, axes: frozenset[str]) -> Array:

@@ -38,13 +38,13 @@ def dispatch(
     return STRATEGIES[config.strategy].run(tokens, ids, weights, experts, config)
 
 
-def check_strategy(config: MoEConfig, mesh_shape: Mapping[str, int], platform: str) -> None:
+def check_strategy(config: MoEConfig, mesh_shape: Mapping[str, int], platform: str | None = None) -> None:
     """Checks that the strategy of the config can run on this mesh and platform, before anything is compiled.
 
     Args:
         config: `experts` = 0 needs no dispatch.
         mesh_shape: sizes of the axes by name (`mesh.shape`).
-        platform: "cpu", "gpu" (or "cuda", "rocm") or "tpu".
+        platform: "cpu", "gpu" (or "cuda", "rocm") or "tpu"; None = not known yet.
 
     Raises:
         ConfigError: names the setting and what can be chosen instead.
@@ -55,14 +55,15 @@ def check_strategy(config: MoEConfig, mesh_shape: Mapping[str, int], platform: s
     if row is None:
         raise ConfigError(f"config.moe.strategy is {config.strategy!r}; it must be one of {', '.join(STRATEGIES)}")
     platform = _PLATFORM.get(platform, platform)
-    able = [s for s in STRATEGIES.values() if config.placement in s.placements and platform in s.platforms]
+    fits = lambda s: platform is None or platform in s.platforms  # noqa: E731
+    able = [s for s in STRATEGIES.values() if config.placement in s.placements and fits(s)]
     instead = f"these can: {', '.join(s.name for s in able)}"
     if config.placement not in row.placements:
         raise ConfigError(
             f"config.moe.strategy = {row.name!r} cannot work with config.moe.placement = {config.placement!r} (it can "
             f"with {', '.join(row.placements)}); {instead}"
         )
-    if platform not in row.platforms:
+    if not fits(row):
         raise ConfigError(
             f"config.moe.strategy = {row.name!r} does not compile for {platform} (it does for "
             f"{', '.join(row.platforms)}); {instead}"

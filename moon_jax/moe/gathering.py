@@ -6,12 +6,11 @@ The expert group of a batch shard is the shards along `expert` that share its pl
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from moon_jax.config import MoEConfig
 from moon_jax.moe.grouped import capacities, first_local, local_ids, places_of, ragged_sum, slot_sum
-from moon_jax.moe.strategy import Experts, strategy
+from moon_jax.moe.strategy import Experts, kept, strategy
 
 BOTH = ("spread", "split")
 
@@ -62,9 +61,7 @@ def _gathered_sum(form, tokens, ids, weights, experts, config):
     """Gathers the group's tokens, sums by `form` over the local experts, adds up and scatters over `expert`."""
     local = experts.gathered(tokens.dtype, config)
     with jax.named_scope("dispatch"):
-        x, ids, weights = (
-            checkpoint_name(lax.all_gather(t, "expert", tiled=True), "dispatched") for t in (tokens, ids, weights)
-        )
+        x, ids, weights = (kept(lax.all_gather(t, "expert", tiled=True)) for t in (tokens, ids, weights))
     n = local.gate.shape[0]
     first = first_local(n, config)
     capacity = capacities(x.shape[0], config)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int, Key
 
 from moon_jax.config import MoEConfig, Role
@@ -63,6 +64,9 @@ def route(
     general = general_experts(n)
     candidates = logits[:, general]
     _, which = lax.top_k(lax.stop_gradient(candidates if noise is None else candidates + noise), config.top_k)
+    # kept under remat: computed again in bfloat16 a near-tie may fall the other way, and then what dispatch had brought
+    # would meet the gradients of other tokens
+    which = checkpoint_name(which, "dispatched")
     best = jnp.take_along_axis(candidates, which, axis=1)
     guided = jnp.full(roles.shape, n)
     guided = jnp.where(roles == Role.CATEGORY, CATEGORY_EXPERT, guided)

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from moon_jax.config import MoEConfig
@@ -19,7 +18,7 @@ from moon_jax.moe.grouped import (
     places_of,
     ragged_sum,
 )  # fmt: skip
-from moon_jax.moe.strategy import Experts, strategy
+from moon_jax.moe.strategy import Experts, kept, strategy
 
 
 def _swap(x: Array) -> Array:
@@ -30,7 +29,7 @@ def _swap(x: Array) -> Array:
 def _bring(*arrays: Array) -> tuple[Array, ...]:
     """Returns the arrays swapped on their way to the experts: what remat "layer" keeps."""
     with jax.named_scope("dispatch"):
-        return tuple(checkpoint_name(_swap(x), "dispatched") for x in arrays)
+        return tuple(kept(_swap(x)) for x in arrays)
 
 
 @strategy(capacity="shard")
@@ -53,13 +52,13 @@ def all_to_all(
     n, (t, routes), shards = local.gate.shape[0], ids.shape, lax.axis_size("expert")
     capacity = capacities(t, config)
     order, sizes, starts = group_routes(ids, config.experts)
-    kept = jnp.minimum(sizes, capacity)
+    taken = jnp.minimum(sizes, capacity)
     places = places_of(capacity, n)
     # the places of one destination: local number of the expert that each belongs to, and its number with that expert
     owner = np.repeat(np.arange(n), places)
     rank = np.concatenate([np.arange(count) for count in places])
     expert = np.arange(shards)[:, None] * n + owner
-    filled = rank < kept[expert]
+    filled = rank < taken[expert]
     route = order[jnp.minimum(starts[expert] + rank, t * routes - 1)]
     token = route // routes
     x, w = _bring(jnp.where(filled[..., None], tokens[token], 0), jnp.where(filled, weights.reshape(-1)[route], 0.0))
@@ -72,7 +71,7 @@ def all_to_all(
     with jax.named_scope("dispatch"):
         y = _swap(y)
     out = jnp.zeros(tokens.shape, jnp.float32).at[token].add(y.astype(jnp.float32))
-    return out, (sizes - kept).sum()
+    return out, (sizes - taken).sum()
 
 
 def _routes_by_owner(ids, weights, n):
@@ -136,7 +135,7 @@ def ragged_all_to_all(
     landing = jnp.full(shards, lax.axis_index("expert") * t)
     with jax.named_scope("dispatch"):
         room = jnp.zeros_like(tokens, shape=(shards * t, tokens.shape[1]))
-        x = checkpoint_name(ragged(tokens[source], room, starts, counts, landing, arriving), "dispatched")
+        x = kept(ragged(tokens[source], room, starts, counts, landing, arriving))
     y, dropped = ragged_sum(x, mine.reshape(-1, routes), w.reshape(-1, routes), local)
     with jax.named_scope("dispatch"):
         room = jnp.zeros_like(tokens, shape=(sent, tokens.shape[1]))

@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
@@ -46,6 +48,15 @@ class Experts(NamedTuple):
     def gathered(self, dtype: DTypeLike, config: MoEConfig) -> "Experts":
         """Returns this expert shard's weights with the fsdp axis gathered."""
         return Experts(*(gather_weight(w, a, dtype) for w, a in zip(self, expert_axes(config), strict=True)))
+
+
+def kept(x: Array) -> Array:
+    """Returns x, marked to be kept for the backward pass under remat "layer": what dispatch brought over the mesh.
+
+    So is the router's choice (routing.py): what was brought must meet the same tokens again. Where nothing crosses,
+    nothing is kept.
+    """
+    return checkpoint_name(x, "dispatched") if lax.axis_size("expert") > 1 else x
 
 
 Run = Callable[

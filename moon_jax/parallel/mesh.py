@@ -106,7 +106,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """Returns the mesh over all devices (or the given ones), with Explicit axes.
 
     Raises:
-        ConfigError: the axes do not multiply to the number of devices, or more than one is -1.
+        ConfigError: the axes do not multiply to the number of devices, more than one is -1, or `data` does not go
+            over the slices of several TPU slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = _shape(config, len(devices))
@@ -114,7 +115,14 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         text = " x ".join(f"{name}={size}" for name, size in shape.items())
         raise ConfigError(f"config.mesh {text} does not multiply to the {len(devices)} devices that are here")
     # neighbours along an axis are neighbours in the pod's torus, also where an axis is part of a physical one
-    grid = mesh_utils.create_device_mesh(tuple(shape.values()), devices, allow_split_physical_axes=True)
+    slices = len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"})
+    if slices > 1:
+        if shape["data"] % slices:
+            raise ConfigError(f"config.mesh.data = {shape['data']} must be a multiple of the {slices} TPU slices")
+        within = (shape["data"] // slices, *tuple(shape.values())[1:])
+        grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1, 1), devices, allow_split_physical_axes=True)
+    else:
+        grid = mesh_utils.create_device_mesh(tuple(shape.values()), devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Explicit,) * 4)
 
 

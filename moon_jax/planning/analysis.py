@@ -16,6 +16,7 @@ from moon_jax.planning.batch import planned_shape
 from moon_jax.planning.chips import GIB, Target
 from moon_jax.planning.compiling import Compiled, compile_step
 from moon_jax.planning.cost import ATTAINABLE, Cost, cost_of
+from moon_jax.planning.largest import largest_by_line, state_bytes
 from moon_jax.planning.network import Links
 from moon_jax.planning.targets import mesh_on
 from moon_jax.training.state import Trainer
@@ -27,6 +28,8 @@ def check(config: Config, target: Target, mesh: jax.sharding.Mesh) -> Trainer:
     Raises:
         ConfigError: mesh, model, batch, attention, dispatch or target do not fit; names the setting.
     """
+    if config.loss.kind != "contrastive":
+        raise ConfigError(f"config.loss.kind = {config.loss.kind!r}: only the contrastive step can be planned")
     check_attention(config.model, target.chip.platform)
     check_strategy(config.moe, mesh.shape, target.chip.platform)
     return Trainer(config, mesh)
@@ -57,6 +60,10 @@ def analyse(config: Config, target: Target) -> dict[str, Any]:
         report["collectives"] = _collectives(compiled, links)
         report["seconds"] = _seconds(cost, report["collectives"])
         report |= _rates(config, target, cost, report["seconds"])
+    state = state_bytes(trainer)
+    report["largest_batch_estimate"] = largest_by_line(
+        report["triplets_per_shard"], compiled.peak, state, compiled.capacity
+    )
     if not compiled.fits:
         report["advice"] = advice(config, target, cost)
     return report

@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 from moon_jax.config import Config
 from moon_jax.parallel.mesh import batch_shards
-from moon_jax.planning.analysis import check
 from moon_jax.planning.batch import planned_shape
 from moon_jax.planning.chips import Target
 from moon_jax.planning.compiling import compile_step
 from moon_jax.planning.targets import mesh_on
 from moon_jax.training.plan import device_bytes
+from moon_jax.training.state import Trainer
 
 
 def largest_batch(
@@ -29,9 +29,8 @@ def largest_batch(
     """
     mesh = mesh_on(target, config.mesh)
     shards, capacity = batch_shards(mesh), target.chip.memory
-    own = config.train.batch_size // shards
-    tried = {own: (peak, peak <= capacity)}
-    state = sum(device_bytes(check(config, target, mesh), planned_shape(config, mesh)).values())
+    tried = {config.train.batch_size // shards: (peak, peak <= capacity)}
+    state = state_bytes(Trainer(config, mesh))
     while True:
         low = max((n for n, (_, fits) in tried.items() if fits), default=0)
         high = min((n for n, (_, fits) in tried.items() if not fits), default=None)
@@ -39,12 +38,22 @@ def largest_batch(
             return dict(sorted(tried.items()))
         triplets = _next(low, high, {0: state} | {n: peak for n, (peak, _) in tried.items()}, capacity)
         train = dataclasses.replace(config.train, batch_size=triplets * shards)
-        compiled = compile_step(check(dataclasses.replace(config, train=train), target, mesh), capacity)
+        compiled = compile_step(Trainer(dataclasses.replace(config, train=train), mesh), capacity)
         tried[triplets] = (compiled.peak, compiled.fits)
         show(
             f"{triplets} triplets a shard: {compiled.peak / 2**30:.2f} of {compiled.capacity / 2**30:.2f} GiB, "
             f"{'fits' if compiled.fits else 'does not fit'} ({compiled.seconds:.0f} s)"
         )
+
+
+def state_bytes(trainer: Trainer) -> int:
+    """Returns the bytes of the state and the gradients on one device: where the line of the batches begins."""
+    return sum(device_bytes(trainer, planned_shape(trainer.config, trainer.mesh)).values())
+
+
+def largest_by_line(triplets: int, peak: int, state: int, capacity: float) -> int:
+    """Returns how many triplets of a shard would fit if memory grew in a line from the state's through this batch's."""
+    return max(0, int((capacity - state) * triplets / max(peak - state, 1)))
 
 
 def _next(low: int, high: int | None, peaks: dict[int, int], capacity: float) -> int:

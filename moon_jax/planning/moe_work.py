@@ -12,7 +12,7 @@ from moon_jax.config import Config
 from moon_jax.models.layers import scan_layers, stack
 from moon_jax.moe.layer import GuidedMoE
 from moon_jax.parallel.mesh import AXES, BATCH_SPEC, partition_spec
-from moon_jax.planning.trace import Work, work_of
+from moon_jax.planning.trace import Work, named_bytes, work_of
 
 
 class MoEWork(NamedTuple):
@@ -21,15 +21,7 @@ class MoEWork(NamedTuple):
     rows: float  # that its experts multiply with a whole expert's matrices, forward, on one device
     forward: Work  # without a backward pass
     step: Work  # forward, backward and what remat computes again
-
-    @property
-    def arrivals(self) -> int:
-        """Bytes that other devices send a device forward; with remat "layer" they are kept for the backward pass.
-
-        What a reduce-scatter brings back is the layer's result, which the residual stream takes in.
-        """
-        brought = (t for t in self.forward.transfers if "fsdp" not in t.axes and t.kind != "reduce-scatter")
-        return sum(t.bytes * self.forward.transfers[t] for t in brought)
+    arrivals: int  # bytes that dispatch marks as brought; with remat "layer" they are kept for the backward pass
 
 
 def moe_work(config: Config, mesh: AbstractMesh, tokens: int) -> MoEWork:
@@ -74,9 +66,12 @@ def moe_work(config: Config, mesh: AbstractMesh, tokens: int) -> MoEWork:
         return layer(params, x, roles).astype(jnp.float32).sum()
 
     with jax.sharding.use_abstract_mesh(mesh):
-        forward = work_of(jax.jit(layer).trace(*args).jaxpr, mesh.shape)
+        program = jax.jit(layer).trace(*args).jaxpr
+        forward = work_of(program, mesh.shape)
         step = work_of(jax.jit(jax.grad(loss, argnums=(0, 1))).trace(*args).jaxpr, mesh.shape)
     tensor = mesh.shape["tensor"]
     hidden = text.intermediate_size // tensor if text.intermediate_size % tensor == 0 else text.intermediate_size
     router = 2 * tokens * text.hidden_size * config.moe.experts
-    return MoEWork((forward.flops - router) / (6 * text.hidden_size * hidden), forward, step)
+    return MoEWork(
+        (forward.flops - router) / (6 * text.hidden_size * hidden), forward, step, named_bytes(program, "dispatched")
+    )

@@ -42,21 +42,26 @@ class Links:
         first = self.places[tuple(slice(None) if i in inside else 0 for i in range(len(self.names)))]
         group = first.reshape(-1, first.shape[-1])
         chip = self.target.chip
-        return self._torus(group) if chip.platform == "tpu" else self._hosts(chip, kind, group)
+        return self._torus(kind, group) if chip.platform == "tpu" else self._hosts(chip, kind, group)
 
-    def _torus(self, group: np.ndarray) -> float:
+    def _torus(self, kind: str, group: np.ndarray) -> float:
         chip, links = self.target.chip, 0.0
+        # three-dimensional slices close their rings only where they are made of whole cubes
+        rings = chip.dimensions < 3 or all(size % chip.wraps == 0 for size in self.target.shape)
         for size, places in zip(self.target.shape, group.T, strict=False):
             values = np.unique(places)
             if len(values) == 1:
                 continue
             if len(values) == size:
-                links += 2 if size % chip.wraps == 0 else 1
+                links += 2 if rings and size % chip.wraps == 0 else 1
             elif values[-1] - values[0] + 1 == len(values):
                 links += 1
             else:
                 links += len(values) / size
-        return chip.link * max(links, 1.0 / max(self.target.shape))
+        # what goes to all others passes by those on its way: n / 4 links of a ring or line of n, not 1
+        n = max(len(np.unique(places)) for places in group.T)
+        detour = max(n * n / (4 * (n - 1)), 1.0) if kind.endswith("all-to-all") and n > 1 else 1.0
+        return chip.link * max(links, 1.0 / max(self.target.shape)) / detour
 
     def _hosts(self, chip: Chip, kind: str, group: np.ndarray) -> float:
         hosts = len(np.unique(group[:, 0]))

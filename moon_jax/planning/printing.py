@@ -28,11 +28,16 @@ def text(report: Mapping[str, Any]) -> str:
         ("network", f"{seconds['network']:.3f} s at the links' full speed"),
         ("step", f"{seconds['predicted']:.3f} s predicted, {report['triplets_per_second']:.0f} triplets a second"),
         ("MFU", f"at most {report['mfu_bound']:.1%}, {report['mfu_predicted']:.1%} predicted"),
+        *((("largest batch", _estimate(report)),) if "largest_batch_estimate" in report else ()),
         *(("warning", line) for line in report.get("warnings", ())),
         *(("to make it fit", line) for line in report.get("advice", ())),
         *((("compiled in", f"{report['compile_seconds']:.0f} s"),) if "compile_seconds" in report else ()),
     ]  # fmt: skip
     return aligned(rows)
+
+
+def _estimate(report: Mapping[str, Any]) -> str:
+    return f"about {report['largest_batch_estimate']} triplets a shard, by the line from the state through this batch"
 
 
 def aligned(rows: Sequence[tuple[str, str]]) -> str:

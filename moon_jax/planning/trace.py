@@ -67,6 +67,18 @@ def work_of(jaxpr: Any, mesh_shape: Mapping[str, int]) -> Work:
     return work
 
 
+def named_bytes(jaxpr: Any, mark: str) -> int:
+    """Returns the bytes of the arrays that `checkpoint_name(x, mark)` marks in a traced program, on one device."""
+    total = 0
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        params = equation.params
+        if equation.primitive.name == "name" and params["name"] == mark:
+            total += sum(out.aval.size * out.aval.dtype.itemsize for out in equation.outvars)
+        times = params["length"] if equation.primitive.name == "scan" else 1
+        total += times * sum(named_bytes(inner, mark) for inner in _inner(params))
+    return total
+
+
 def _inner(params: Mapping[str, Any]) -> Iterator[Any]:
     for name, value in params.items():
         if name not in ("fwd_jaxpr_thunk", "bwd"):

@@ -22,6 +22,7 @@ from moon_jax.config import Config, ConfigError
 from moon_jax.contrastive import ring as rings
 from moon_jax.contrastive.loss import Triplets, info_nce
 from moon_jax.models import moon
+from moon_jax.moe.dispatch import check_strategy
 from moon_jax.moe.router_stats import router_losses
 from moon_jax.parallel.mesh import (
     BATCH_AXES,
@@ -62,6 +63,7 @@ class Trainer:
         """
         self.config, self.mesh = config, mesh
         self.graphdef, self.shapes, self.specs = moon.abstract(config.model, config.moe, mesh)
+        check_strategy(config.moe, mesh.shape)
         check_divisible(self.shapes, self.specs, mesh)
         self.replicated = replicated_dimensions(self.shapes, moon.logical_axes(config.model, config.moe), mesh)
         shards = batch_shards(mesh)

@@ -133,10 +133,11 @@ def test_a_view_keeps_the_product_in_its_box(config, tmp_path, words):
         arrays = batches[step].arrays
         white = patchify(Image.new("RGB", (8, 8), "white"), config.model.vision, 64, 64).patches[0]
         for row, (_, answer) in enumerate(read_back(batches, step)):
-            pictures = arrays["patch_picture"][0, row] > 0
-            red = arrays["patches"][0, row][pictures].reshape(-1, 3, 4, 4)[:, 0]  # white has red, blue has none
-            places = arrays["patch_positions"][0, row][pictures]
-            high, wide = 4 * (places.max(0) + 1)
+            units = arrays["image_slots"][0, row]
+            units = units[units >= 0]  # the visual tokens of this row; pictures of others may lie in the same slot
+            red = arrays["patches"][0].reshape(-1, 4, 3, 4, 4)[units, :, 0].reshape(-1, 4, 4)  # blue has none
+            places = arrays["patch_positions"][0].reshape(-1, 4, 2)[units].reshape(-1, 2)
+            high, wide = (4 * (places.max(0) + 1)).tolist()
             plane = np.zeros((high, wide))
             for (y, x), patch in zip(places, red, strict=True):
                 plane[4 * y : 4 * y + 4, 4 * x : 4 * x + 4] = patch
