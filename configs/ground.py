@@ -16,28 +16,30 @@ def get_config():
     c.loss.ring_batches = 0
     c.data.format = "catalogue"
     c.data.catalogue_products = 2800
-    c.data.min_pixels, c.data.max_pixels = 32 * 32, 64 * 64
+    c.data.min_pixels, c.data.max_pixels = 16 * 16, 32 * 32
     c.data.max_aspect = 4.0
-    c.data.title_tokens = 16
+    c.data.title_tokens = 8
     c.data.augment = True
     c.data.augment_area = 0.4
     c.data.crop = False
     c.data.grounding.update(system="", prompt="{title}", untitled="product", answer="{box}", max_new_tokens=24)
+    # 8 x 8 visual tokens; rope_theta so small that neighbouring ones are at different angles in the width too, whose
+    # frequencies are the lowest.
     c.model.vision.update(
-        depth=2, hidden_size=128, intermediate_size=256, num_heads=4, patch_size=8, window_size=64,
-        fullatt_block_indexes=(0, 1),
+        depth=2, hidden_size=128, intermediate_size=256, num_heads=4, patch_size=4, spatial_merge_size=1,
+        window_size=32, fullatt_block_indexes=(0, 1),
     )  # fmt: skip
     c.model.text.update(
-        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, mrope_section=(4, 6, 6),
+        vocab_size=512, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, mrope_section=(4, 6, 6), rope_theta=4.0,
     )  # fmt: skip
     c.moe.experts = 0
-    c.train.batch_size = 64
-    c.train.steps = 1200
+    c.train.batch_size = 32
+    c.train.steps = 4000
     c.train.lr = 2e-3
     c.train.log_every = 50
-    c.train.checkpoint_every = 200
-    c.eval.every = 400
+    c.train.checkpoint_every = 500
+    c.eval.every = 1000
     c.eval.max_queries = 200
     c.eval.metric = "unseen/query/IoU"
     return c

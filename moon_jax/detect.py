@@ -67,7 +67,6 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are given as --name=value")
     logging.set_verbosity(logging.WARNING)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with together(*_MISTAKES):
             run()
@@ -259,5 +258,6 @@ MAX_SKIPPED_SHARE = FLAGS.float("max_skipped_share", 0.01, "more than this share
 SHEET = FLAGS.integer("sheet", 36, "pictures on the contact sheet; 0 = no sheet", lower_bound=0)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     flags.mark_flags_as_required(["model", "input", "output"])
     app.run(main)

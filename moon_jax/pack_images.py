@@ -34,7 +34,6 @@ def main(argv: list[str]) -> None:
     """Reads the flags and runs; mistakes of the user end with one plain message instead of a traceback."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are given as --name=value")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         run()
     except KeyboardInterrupt:
@@ -86,5 +85,6 @@ ON_ERROR = FLAGS.enum("on_error", "raise", ("raise", "skip"), "what a bad record
 MAX_SKIPPED_SHARE = FLAGS.float("max_skipped_share", 0.01, "more than this share skipped stops the run")
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     flags.mark_flags_as_required(["input", "output"])
     app.run(main)

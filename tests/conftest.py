@@ -8,6 +8,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pathlib
+import signal
 
 import pytest
 from jaxtyping import install_import_hook
@@ -17,6 +18,8 @@ install_import_hook("moon_jax", "beartype.beartype")
 import jax  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
+# Started in the background, a program ignores Ctrl-C, and so would the commands that the tests start and stop.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = pathlib.Path(__file__).parents[1]
 DATA = pathlib.Path(os.environ.get("MOON_DATA", ROOT / "../shared/data")).resolve()

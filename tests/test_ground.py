@@ -68,9 +68,10 @@ def config(folder) -> Config:
     config = tiny_config(
         loss__kind="next_token", loss__ring_batches=0, eval__metric="unseen/query/IoU", eval__every=0,
         eval__batch_documents=4, data__path=str(folder), data__min_pixels=16 * 16, data__max_pixels=32 * 32,
-        data__title_tokens=4, data__crop=False, model__text__vocab_size=320, moe__experts=4, moe__top_k=1,
-        moe__gate="softmax_all", mesh__data=2, mesh__fsdp=2, mesh__expert=2, train__steps=40, train__lr=1e-2,
-        train__log_every=1, train__checkpoint_every=1000, data__unseen_share=0.3,
+        data__title_tokens=4, data__crop=False, data__unseen_share=0.3, model__text__vocab_size=320,
+        model__text__num_hidden_layers=1, model__vision__depth=1, model__vision__fullatt_block_indexes=(0,),
+        moe__experts=4, moe__top_k=1, moe__gate="softmax_all", mesh__data=2, mesh__fsdp=2, mesh__expert=2,
+        train__steps=40, train__lr=1e-2, train__log_every=1, train__checkpoint_every=1000,
     )  # fmt: skip
     short = dataclasses.replace(config.data.grounding, system="", prompt="{title}", answer="{box}", max_new_tokens=20)
     return dataclasses.replace(config, data=dataclasses.replace(config.data, grounding=short))
@@ -99,6 +100,7 @@ def test_the_model_learns_where_the_products_are(config, trained):
     assert abs(losses(workdir)[1] - np.log(320)) < 1  # before anything is learned
 
 
+@pytest.mark.slow
 def test_a_stopped_run_on_another_mesh_goes_on(config, trained, tmp_path, monkeypatch):
     write_step = Log.write_step
 

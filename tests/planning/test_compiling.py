@@ -43,8 +43,8 @@ def test_memory_and_collectives_of_a_compiled_step():
 
 def test_what_is_larger_than_the_memory_does_not_fit():
     result = compiled()[1]
-    assert dataclasses.replace(result, capacity=result.peak).fits
-    assert not dataclasses.replace(result, capacity=result.peak - 1).fits
+    assert dataclasses.replace(result, capacity=float(result.peak)).fits
+    assert not dataclasses.replace(result, capacity=result.peak - 1.0).fits
 
 
 def test_the_words_of_libtpu_for_too_large_a_program():
