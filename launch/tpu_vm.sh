@@ -28,14 +28,14 @@ on_all_hosts() {
 # Every word is quoted for the remote shell. The process writes its number down, since ssh passes no signals on.
 printf -v command '%q ' "${PYTHON:-python3}" -m moon_jax.train "$@"
 printf -v folder '%q' "${FOLDER:-moon_jax}"
-on_all_hosts "cd $folder && echo \$\$ >/tmp/moon_jax.pid && MOON_COORDINATOR=auto exec $command" &
+on_all_hosts "cd $folder && echo \$\$ >\$HOME/.moon_jax.pid && MOON_COORDINATOR=auto exec $command" &
 run=$!
 
 # shellcheck disable=SC2317,SC2329 # the trap calls it
 stop() {
     echo "stopping after the step that runs" >&2
     # shellcheck disable=SC2016,SC2317 # for the remote shell
-    on_all_hosts 'kill -TERM "$(cat /tmp/moon_jax.pid)"' || true
+    on_all_hosts 'kill -TERM "$(cat $HOME/.moon_jax.pid)"' || true
 }
 trap stop TERM INT
 

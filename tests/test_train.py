@@ -7,8 +7,6 @@ import pathlib
 import re
 import shutil
 import signal
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -16,6 +14,7 @@ import pytest
 import tiny_hf
 from fake_batch import tiny_config
 from jax.experimental.compilation_cache import compilation_cache
+from test_train_command import command
 
 from moon_jax import config as c
 from moon_jax import train
@@ -30,8 +29,6 @@ from moon_jax.training.pretrained import open_pretrained
 from moon_jax.training.start import find
 from moon_jax.training.state import Trainer
 from moon_jax.weights.source import WeightsError, named
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -309,34 +306,6 @@ def test_a_run_from_random_weights_is_a_model_too(config, straight):
     assert "random weights" in (workdir / "checkpoints" / "00000010" / "README.md").read_text()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--config=configs/demo.py", "--config.train.stepz=3", "--workdir=w"], "steps"),
-        (["--config=configs/demo.py:no_corp", "--workdir=w"], "no_crop, no_moe, no_neg"),
-        (["--config=configs/demo.py", "--config.moe.top_k=7", "--workdir=w"], r"config\.moe\.top_k is 7"),
-        (["--config=configs/demo.py"], "--workdir is needed"),
-        (["--config=configs/shop.py:luma", "--config.data.path=/no/such/folder", "--workdir=w"], "/no/such/folder"),
-        (["--config=configs/moon_3b.py", "--config.model.path=/no/model", "--dry-run"], "WeightsError: .*/no/model"),
-        (["--config=configs/moon_3b.py", "--config.train.freeze=visoin", "--dry-run"], "visoin is not known"),
-    ],
-)
-def test_the_command_refuses_with_one_plain_message(arguments, message, tmp_path):
-    arguments = [a.replace("workdir=w", f"workdir={tmp_path}") for a in arguments]
-    done = command(arguments)
-    assert done.returncode != 0
-    assert re.search(message, done.stderr), done.stderr
-
-
-def test_dry_run_prints_the_plan_of_the_full_size_without_data_or_devices():
-    done = command(["--config=configs/moon_3b.py", "--dry-run"])
-    assert done.returncode == 0, done.stderr
-    assert "20,798,767,104" in done.stdout  # 3.09 B dense text and vision parameters, FFNs eight times, routers
-    assert "data=1 x fsdp=16 x expert=4 x tensor=1 = 64 devices" in done.stdout
-    assert f"{2 * 256 * 3 - 1:,}" in done.stdout
-    assert re.search(r"steps +17,89\d", done.stdout)
-
-
 def test_dry_run_shows_the_sizes_of_the_checkpoint_and_what_learns(qwen):
     arguments = [f"--config.model.path={qwen}", "--config.train.freeze=vision", "--config.mesh.fsdp=2"]
     done = command(["--config=configs/moon_3b.py", *arguments, "--config.mesh.expert=2", "--dry-run"])
@@ -346,10 +315,3 @@ def test_dry_run_shows_the_sizes_of_the_checkpoint_and_what_learns(qwen):
     merger = 16 + 64 * 64 + 64 + 64 * 24 + 24
     vision = sum(array.size for name, array in tiny_hf.tensors().items() if name.startswith("visual.")) - merger
     assert re.search(rf"trainable +{total - vision:,} .*frozen: vision", done.stdout)
-
-
-def command(arguments):
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return subprocess.run(
-        [sys.executable, "-m", "moon_jax.train", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
-    )

@@ -134,7 +134,7 @@ printf '%s\\n' "$@" >>"$RECORD/said"
 for last; do :; done
 command=${last#--command=}
 for host in 0 1; do
-    MOON_PROCESS_ID=$host HOME=$RECORD bash -c "cd; ${command//\\/tmp\\/moon_jax/$RECORD/$host}" &
+    MOON_PROCESS_ID=$host HOME=$RECORD bash -c "cd; ${command//.moon_jax/$host}" &
 done
 wait
 """
