@@ -42,9 +42,9 @@ class Links:
         first = self.places[tuple(slice(None) if i in inside else 0 for i in range(len(self.names)))]
         group = first.reshape(-1, first.shape[-1])
         chip = self.target.chip
-        return self._torus(kind, group) if chip.platform == "tpu" else self._hosts(chip, kind, group)
+        return self._torus(group, kind) if chip.platform == "tpu" else self._hosts(chip, kind, group)
 
-    def _torus(self, kind: str, group: np.ndarray) -> float:
+    def _torus(self, group: np.ndarray, kind: str = "all-gather") -> float:
         chip, links = self.target.chip, 0.0
         # three-dimensional slices close their rings only where they are made of whole cubes
         rings = chip.dimensions < 3 or all(size % chip.wraps == 0 for size in self.target.shape)

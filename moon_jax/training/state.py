@@ -63,8 +63,8 @@ class Trainer:
         """
         self.config, self.mesh = config, mesh
         self.graphdef, self.shapes, self.specs = moon.abstract(config.model, config.moe, mesh)
-        check_strategy(config.moe, mesh.shape)
         check_divisible(self.shapes, self.specs, mesh)
+        check_strategy(config.moe, mesh.shape)
         self.replicated = replicated_dimensions(self.shapes, moon.logical_axes(config.model, config.moe), mesh)
         shards = batch_shards(mesh)
         if config.train.batch_size % shards:
