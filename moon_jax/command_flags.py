@@ -1,10 +1,12 @@
 """The flags of one command, defined so that several commands can be imported into one process."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
+
+from moon_jax.config import ConfigError
 
 
 class CommandFlags:
@@ -32,3 +34,15 @@ class CommandFlags:
             self.values[name].unparse()
         text = lambda value: ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)  # noqa: E731
         self.values(["command", *(f"--{name}={text(value)}" for name, value in given.items())])
+
+
+def pairs(name: str, given: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Returns the (ours, theirs) pairs of a list flag of OURS=THEIRS.
+
+    Raises:
+        ConfigError: an entry has no "="; names the flag.
+    """
+    split = [one.partition("=") for one in given]
+    if wrong := [one for one, (_, sign, _) in zip(given, split, strict=True) if not sign]:
+        raise ConfigError(f"--{name}: {wrong[0]!r} is no OURS=THEIRS")
+    return tuple((ours.strip(), theirs.strip()) for ours, _, theirs in split)

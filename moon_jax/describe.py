@@ -23,7 +23,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from moon_jax.command_flags import CommandFlags
+from moon_jax.command_flags import CommandFlags, pairs
 from moon_jax.config import ConfigError, DataConfig
 from moon_jax.config_rules import FORMATS
 from moon_jax.data import sources, summary, tokenizer
@@ -58,8 +58,8 @@ def run() -> None:
         image_folder=IMAGE_FOLDER.value,
         image_store=IMAGE_STORE.value,
         parts=tuple(PARTS.value),
-        mbe_keys=_pairs("mbe_keys", MBE_KEYS.value),
-        columns=_pairs("columns", COLUMNS.value),
+        mbe_keys=pairs("mbe_keys", MBE_KEYS.value),
+        columns=pairs("columns", COLUMNS.value),
         max_pixels=MAX_PIXELS.value,
         on_error="skip",
         max_skipped_share=1.0,
@@ -164,13 +164,6 @@ def _table(what: str, columns: Sequence[str], rows: dict[str, dict[str, int]]) -
 
 def _short(said: str, most: int) -> str:
     return said if len(said) <= most else said[: most - 3] + "..."
-
-
-def _pairs(name: str, given: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    pairs = [one.partition("=") for one in given]
-    if wrong := [one for one, (_, sign, _) in zip(given, pairs, strict=True) if not sign]:
-        raise ConfigError(f"--{name}: {wrong[0]!r} is no OURS=THEIRS")
-    return tuple((ours.strip(), theirs.strip()) for ours, _, theirs in pairs)
 
 
 FLAGS = CommandFlags(__name__)

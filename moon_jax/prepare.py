@@ -29,7 +29,7 @@ from collections.abc import Iterator
 
 from absl import app, flags, logging
 
-from moon_jax.command_flags import CommandFlags
+from moon_jax.command_flags import CommandFlags, pairs
 from moon_jax.config import ConfigError, DataConfig
 from moon_jax.config_rules import FORMATS
 from moon_jax.data import sources
@@ -63,7 +63,7 @@ def run() -> None:
     output = pathlib.Path(OUTPUT.value).expanduser().absolute()
     if output.exists() and not (output / REPORT).exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"{output} holds something that is not a benchmark of this command; name another folder")
-    columns = Columns(LOG.value, _pairs("columns", COLUMNS.value), IGNORE_COLUMNS.value)
+    columns = Columns(LOG.value, dict(pairs("columns", COLUMNS.value)), IGNORE_COLUMNS.value)
     window = Window(_day("since", SINCE.value), _day("until", UNTIL.value))
     settings = Settings(
         TRAIN_ROWS.value, TEST_ROWS.value, FLOOR.value, SEED.value, window, MAX_PERSONAL_SHARE.value, MINER_MARGIN.value
@@ -101,7 +101,7 @@ def _catalogue() -> DataConfig:
         path=CATALOGUE.value,
         format=FORMAT.value or guess.guess(CATALOGUE.value)[0].format,
         image_folder=IMAGE_FOLDER.value,
-        columns=tuple(_pairs("catalogue_columns", CATALOGUE_COLUMNS.value, several=True)),
+        columns=pairs("catalogue_columns", CATALOGUE_COLUMNS.value),
         on_error=ON_ERROR.value,
         max_skipped_share=MAX_SKIPPED_SHARE.value,
     )
@@ -140,13 +140,6 @@ def _work(output: pathlib.Path) -> Iterator[pathlib.Path]:
         yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _pairs(name: str, given: list[str], several: bool = False):
-    pairs = [tuple(part.strip() for part in one.partition("=")) for one in given]
-    if wrong := [one for one, (_, sign, _) in zip(given, pairs, strict=True) if not sign]:
-        raise ConfigError(f"--{name}: {wrong[0]!r} is no OURS=THEIRS")
-    return [(ours, theirs) for ours, _, theirs in pairs] if several else {ours: theirs for ours, _, theirs in pairs}
 
 
 def _day(name: str, given: str | None) -> int | None:

@@ -8,6 +8,8 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from moon_jax.parallel.collectives import varying
+
 Kernel = Callable[[Array, Array, Array, Array], Array]
 """(q, k, v, segment_ids) -> what the queries find."""
 
@@ -43,7 +45,7 @@ def without_vma(kernel: Kernel) -> Kernel:
     def call(*inputs: Array) -> Array:
         if not jax.sharding.get_abstract_mesh().manual_axes:
             return kernel(*inputs)
-        axes = frozenset().union(*(_varying(x) for x in inputs))
+        axes = frozenset().union(*(varying(x) for x in inputs))
         return _apart(kernel, axes)(*(_vary(x, axes) for x in inputs))
 
     return call
@@ -77,9 +79,5 @@ def _unmark(x: Array) -> Array:
     return lax.squeeze(lax.expand_dims(x, (0,)), (0,))
 
 
-def _varying(x: Array) -> frozenset[str]:
-    return jax.typeof(x).mat.varying
-
-
 def _vary(x: Array, axes: frozenset[str]) -> Array:
-    return lax.pcast(x, tuple(sorted(axes - _varying(x))), to="varying")
+    return lax.pcast(x, tuple(sorted(axes - varying(x))), to="varying")

@@ -76,7 +76,12 @@ def gather_weights(state: nnx.State, dtype: Any) -> nnx.State:
 
 def over_tensor(x: jax.Array) -> bool:
     """Returns whether x differs over `tensor`: a weight that is split there, or what was computed with one."""
-    return "tensor" in jax.typeof(x).mat.varying
+    return "tensor" in varying(x)
+
+
+def varying(x: jax.Array) -> frozenset[str]:
+    """Returns the mesh axes over which x differs, as the shard_map's check tracks them."""
+    return jax.typeof(x).mat.varying
 
 
 def enter_tensor(x: jax.Array, weight: jax.Array) -> jax.Array:
