@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -38,6 +39,7 @@ def start(compiled):
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES // processes}",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_COMPILATION_CACHE_DIR": compiled,
+            "PYTHON": sys.executable,  # the starters' default is the `python` of an activated environment
         }
         return subprocess.Popen(command, cwd=ROOT, env=environment | more, text=True, stderr=subprocess.PIPE)
 
