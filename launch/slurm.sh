@@ -36,6 +36,9 @@ stop() {
 trap 'limit=1; stop' USR1 # SLURM, at the time limit
 trap stop TERM INT        # SLURM, at a preemption, or a person
 
+# What moon_jax.aot counts with; the rest of a GPU is for CUDA and NCCL.
+export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-.92}
+
 srun "${PYTHON:-python}" -m moon_jax.train "$@" &
 step=$!
 

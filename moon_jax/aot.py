@@ -11,25 +11,30 @@ Nothing is allocated and no accelerator is touched, also not one of this machine
 
     --sweep --topology=v5p --chips=64
                                ranks every mesh, dispatch strategy and placement by the cost model and compiles the best
-    --sweep --chips=64         the same on every kind of chip
+    --sweep --chips=64         the same on every kind of chip that has slices of that size
     --largest_batch            compiles until the largest batch that fits is found
     --no_compile               only what the cost model says; the compilers are needed for the topology alone
+
+A way that the compiler cannot compile is named and the sweep goes on; --json is written after each.
 """
 
+import functools
 import json
 import os
 import pathlib
 import sys
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # before jax is imported: it would take the accelerators of this machine
 os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
 
 import jax
-from absl import app, flags
+from absl import app
 from ml_collections import config_flags
 
+from moon_jax.command_flags import CommandFlags
 from moon_jax.config import Config, ConfigError, resolve
 from moon_jax.planning import analysis, printing, sweep
 from moon_jax.planning.chips import CHIPS, GIB, Target, parse_target
@@ -47,10 +52,16 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are given as --config.group.name=value")
     jax.config.update("jax_platforms", "cpu")
     try:
+        if LARGEST.value and (SWEEP.value or NO_COMPILE.value):
+            other = "--sweep" if SWEEP.value else "--no_compile"
+            raise ConfigError(f"--largest_batch compiles one way to run again and again; it cannot work with {other}")
         config = find(resolve(CONFIG.value)).config
-        report = _sweep(config) if SWEEP.value else _one(config)
+        _save(_sweep(config) if SWEEP.value else _one(config))
     except (ConfigError, WeightsError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _save(report: dict[str, Any]) -> None:
     if JSON.value:
         path = pathlib.Path(JSON.value)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -79,13 +90,29 @@ def _one(config: Config) -> dict[str, Any]:
 
 
 def _sweep(config: Config) -> dict[str, Any]:
-    name, chips = TOPOLOGY.value, CHIPS_FLAG.value
-    names = [name] if name else list(CHIPS)
-    targets = [parse_target(name, chips) for name in names]
-    return {target.name: _sweep_one(config, target) for target in targets}
+    names = [TOPOLOGY.value] if TOPOLOGY.value else list(CHIPS)
+    report: dict[str, Any] = {}
+    for name in names:
+        try:
+            target = parse_target(name, CHIPS_FLAG.value)
+            save = functools.partial(_save_part, report, target.name)
+            report[target.name] = _sweep_one(config, target, save)
+        except ConfigError as error:
+            if len(names) == 1:
+                raise
+            print(f"{name} is left out: {error}\n", flush=True)
+            report[name] = {"left_out": str(error)}
+    if not any("ways" in found for found in report.values()):
+        raise ConfigError(f"no chip can do it with --chips={CHIPS_FLAG.value}; the reasons are above")
+    return report
 
 
-def _sweep_one(config: Config, target: Target) -> dict[str, Any]:
+def _save_part(report: dict[str, Any], name: str, found: dict[str, Any]) -> None:
+    _save(report | {name: found})
+
+
+def _sweep_one(config: Config, target: Target, save: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Returns the report of one target; what there is of it is saved before each compilation."""
     candidates, refused = sweep.rank(config, target, _progress)
     rows = [sweep.row(candidate) for candidate in candidates]
     header = ("mesh", "strategy", "fits", "memory", "arithmetic", "network", "step", "triplets/s", "replicated")
@@ -106,12 +133,20 @@ def _sweep_one(config: Config, target: Target) -> dict[str, Any]:
     print(printing.markdown(header, shown))
     for line in dict.fromkeys(line for candidate in candidates[: SHOW.value] for line in candidate.replicated):
         print(f"replicated: {line}")
-    compiled = []
+    report = {"ways": rows, "refused": refused, "compiled": [], "failed": {}}
     for candidate in [] if NO_COMPILE.value else candidates[: COMPILE.value]:
-        print(f"\n{sweep.name(candidate.config)}", flush=True)
-        compiled.append(analysis.analyse(candidate.config, target))
-        print(printing.text(compiled[-1]), flush=True)
-    return {"ways": rows, "refused": refused, "compiled": compiled}
+        save(report)  # a compiler that crashes takes this process with it
+        way = sweep.name(candidate.config)
+        print(f"\n{way}", flush=True)
+        try:
+            found = analysis.analyse(candidate.config, target)
+        except (RuntimeError, ValueError) as error:  # of the compiler, or its program cannot be read
+            report["failed"][way] = f"{type(error).__name__}: {error}"
+            print(f"could not be compiled: {report['failed'][way][:1000]}", flush=True)
+            continue
+        report["compiled"].append(found)
+        print(printing.text(found), flush=True)
+    return report
 
 
 def _progress(done: int, total: int) -> None:
@@ -119,17 +154,18 @@ def _progress(done: int, total: int) -> None:
         print(f"\r{done} of {total} ways", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/moon_3b.py", "the config file, e.g. configs/moon_3b.py")
-TOPOLOGY = flags.DEFINE_string(
-    "topology", "", "chip and size: v5p:4x4x16, v6e:8x8, h200:64; with --chips, the chip alone"
+FLAGS = CommandFlags(__name__)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", "configs/moon_3b.py", "the config file, e.g. configs/moon_3b.py", FLAGS.values
 )
-CHIPS_FLAG = flags.DEFINE_integer("chips", 0, "number of chips, where --topology does not say it")
-SWEEP = flags.DEFINE_bool("sweep", False, "rank all meshes and dispatch strategies by the cost model, compile the best")
-COMPILE = flags.DEFINE_integer("compile", 3, "how many of the best ways of a sweep are compiled")
-SHOW = flags.DEFINE_integer("show", 20, "how many ways of a sweep are shown; --json has all")
-LARGEST = flags.DEFINE_bool("largest_batch", False, "find the largest batch that fits by compiling several")
-NO_COMPILE = flags.DEFINE_bool("no_compile", False, "ask the cost model only")
-JSON = flags.DEFINE_string("json", "", "file that receives the report")
+TOPOLOGY = FLAGS.string("topology", "", "chip and size: v5p:4x4x16, v6e:8x8, h200:64; with --chips, the chip alone")
+CHIPS_FLAG = FLAGS.integer("chips", 0, "number of chips, where --topology does not say it")
+SWEEP = FLAGS.bool("sweep", False, "rank all meshes and dispatch strategies by the cost model, compile the best")
+COMPILE = FLAGS.integer("compile", 3, "how many of the best ways of a sweep are compiled")
+SHOW = FLAGS.integer("show", 20, "how many ways of a sweep are shown; --json has all")
+LARGEST = FLAGS.bool("largest_batch", False, "find the largest batch that fits by compiling several")
+NO_COMPILE = FLAGS.bool("no_compile", False, "ask the cost model only")
+JSON = FLAGS.string("json", "", "file that receives the report")
 
 if __name__ == "__main__":
     app.run(main)

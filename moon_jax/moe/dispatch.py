@@ -68,6 +68,14 @@ def check_strategy(config: MoEConfig, mesh_shape: Mapping[str, int], platform: s
             f"config.moe.strategy = {row.name!r} does not compile for {platform} (it does for "
             f"{', '.join(row.platforms)}); {instead}"
         )
+    limits = [name for name in ("capacity_factor", "guided_capacity") if getattr(config, name)]
+    if row.capacity == "none" and limits:
+        limited = [s.name for s in able if s.capacity != "none"]
+        named = " and ".join(f"config.moe.{name} = {getattr(config, name):g}" for name in limits)
+        raise ConfigError(
+            f"config.moe.strategy = {row.name!r} drops nothing, so that {named} would have no effect: set it to 0, or "
+            f"use a strategy that has places: {', '.join(limited)}"
+        )
     shards = mesh_shape["expert"]
     if config.placement == "spread" and config.experts % shards:
         raise ConfigError(

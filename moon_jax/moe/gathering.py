@@ -70,7 +70,10 @@ def _gathered_sum(form, tokens, ids, weights, experts, config):
     if config.placement == "split":  # every shard of the group holds a slice of every expert, and counts the same
         dropped = jnp.where(lax.axis_index("expert") == 0, dropped, 0)
     with jax.named_scope("dispatch"):
-        return lax.psum_scatter(out, "expert", scatter_dimension=0, tiled=True), dropped
+        # in the compute dtype, as every sum over `tensor`: half of the bytes, also of the gradient that comes back,
+        # which has no more bits than that. A token has at most top_k + 1 shards to add up, unless they are slices.
+        out = lax.psum_scatter(out.astype(tokens.dtype), "expert", scatter_dimension=0, tiled=True)
+    return out.astype(jnp.float32), dropped
 
 
 @strategy(capacity="group", placements=BOTH)

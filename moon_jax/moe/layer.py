@@ -55,5 +55,5 @@ class GuidedMoE(nnx.Module):
         experts = Experts(self.gate[...], self.up[...], self.down[...])
         entering = enter_tensor(tokens, experts.gate), enter_tensor(weights, experts.gate)
         out, dropped = dispatch(entering[0], ids, entering[1], experts, config)
-        out = leave_tensor(out).astype(x.dtype).reshape(x.shape)
+        out = leave_tensor(out.astype(x.dtype)).reshape(x.shape)
         return out, router_stats(logits, ids, quiet_ids, roles, dropped, config)

@@ -11,16 +11,25 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from moon_jax.parallel.mesh import shard_readers
+
 STOPPED = 128 + signal.SIGTERM  # exit status of a run that a signal stopped early: it is not finished
 
 
-def total(counts: Mapping[str, int | float]) -> dict[str, int | float]:
-    """Returns the sums over all processes, to 24 bits; each gives the same names."""
+def total(counts: Mapping[str, int | float], mesh: Mesh) -> dict[str, int | float]:
+    """Returns the sums over the batch shards of all processes, to 24 bits; each gives the same names.
+
+    Args:
+        counts: over the shards that this process reads (`host_shards`).
+        mesh: where the shards lie: what several processes read counts once.
+    """
     if jax.process_count() == 1:
         return dict(counts)
     names = sorted(counts)
-    sums = multihost_utils.process_allgather(np.array([counts[name] for name in names], np.float32)).sum(axis=0)
-    return {name: type(counts[name])(value) for name, value in zip(names, sums.tolist(), strict=True)}
+    found = multihost_utils.process_allgather(np.array([counts[name] for name in names], np.float32))
+    sums = found.sum(axis=0, dtype=np.float64) / shard_readers(mesh)
+    as_given = lambda name, value: round(value) if isinstance(counts[name], int) else value  # noqa: E731
+    return {name: as_given(name, value) for name, value in zip(names, sums.tolist(), strict=True)}
 
 
 def most(number: int) -> int:

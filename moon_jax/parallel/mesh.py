@@ -38,6 +38,7 @@ PARTITION: dict[str, str | tuple[str, ...] | None] = {
     "qkv": None,
     "frames": None,
     "patch": None,
+    "positions": None,  # learned ones of the patches of a tile
     "norm": None,  # every vector as wide as an activation: norms and the biases that are added after a psum
 }
 
@@ -177,6 +178,15 @@ def host_shards(mesh: Mesh) -> tuple[int, ...]:
     """
     owners = np.array([[d.process_index for d in row] for row in mesh.devices.reshape(batch_shards(mesh), -1)])
     return tuple(np.flatnonzero((owners == jax.process_index()).any(axis=1)).tolist())
+
+
+def shard_readers(mesh: Mesh) -> float:
+    """Returns how many processes read each batch shard: more than one where its `tensor` devices lie on several.
+
+    On the slices of TPUs and in hosts of GPUs it is the same for all shards; of a mesh where it is not, the mean.
+    """
+    rows = mesh.devices.reshape(batch_shards(mesh), -1)
+    return float(np.mean([len({d.process_index for d in row}) for row in rows]))
 
 
 def place_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 
-from moon_jax.config import Config
+from moon_jax.config import Config, ConfigError, MeshConfig
 from moon_jax.models.attention import check_attention
 from moon_jax.moe.dispatch import check_strategy
-from moon_jax.parallel.mesh import batch_shards
-from moon_jax.planning.batch import planned_shape
+from moon_jax.parallel.mesh import abstract_mesh, batch_shards
+from moon_jax.planning.batch import batch_unit, planned_shape
 from moon_jax.planning.chips import GIB, Target
 from moon_jax.planning.compiling import Compiled, compile_step
 from moon_jax.planning.cost import ATTAINABLE, Cost, cost_of
@@ -142,7 +142,7 @@ def _seconds(cost: Cost, collectives: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _rates(config: Config, target: Target, cost: Cost, seconds: dict[str, float]) -> dict[str, float]:
-    ideal = cost.model_flops / target.chip.peak_flops
+    ideal = cost.model_flops / target.chip.peak(config.model.dtype)
     return {
         "mfu_bound": ideal / max(seconds["arithmetic"], seconds["network"]),
         "mfu_predicted": ideal / seconds["predicted"],
@@ -152,8 +152,8 @@ def _rates(config: Config, target: Target, cost: Cost, seconds: dict[str, float]
 
 def advice(config: Config, target: Target, cost: Cost) -> list[str]:
     """Returns changes that would lower the memory, each with what the cost model thinks that it saves."""
-    model, mesh, train = config.model, config.mesh, config.train
-    shards = target.count // mesh.tensor
+    model, train = config.model, config.train
+    sizes = dict(abstract_mesh(config.mesh, target.count).shape)
     changes: dict[str, Config] = {}
     if model.remat != "full":
         changes["--config.model.remat=full"] = dataclasses.replace(
@@ -164,20 +164,18 @@ def advice(config: Config, target: Target, cost: Cost) -> list[str]:
         changes[f"--config.model.attention_impl={impl}"] = dataclasses.replace(
             config, model=dataclasses.replace(model, attention_impl=impl)
         )
-    fewer = train.batch_size // shards // 2 * shards
+    shards = target.count // sizes["tensor"]
+    step = shards * batch_unit(config, shards)
+    fewer = train.batch_size // step // 2 * step
     if fewer:
         changes[f"--config.train.batch_size={fewer}"] = dataclasses.replace(
             config, train=dataclasses.replace(train, batch_size=fewer)
         )
     for lower, higher in (("data", "fsdp"), ("expert", "fsdp"), ("fsdp", "tensor")):
-        sizes = {axis: getattr(mesh, axis) for axis in ("data", "fsdp", "expert", "tensor")}
-        free = [axis for axis, size in sizes.items() if size == -1]
-        if free:
-            sizes[free[0]] = -target.count // math.prod(sizes.values())
         if sizes[lower] % 2 == 0:
-            sizes[lower], sizes[higher] = sizes[lower] // 2, sizes[higher] * 2
-            flags = " ".join(f"--config.mesh.{axis}={sizes[axis]}" for axis in (lower, higher))
-            changes[flags] = dataclasses.replace(config, mesh=dataclasses.replace(mesh, **sizes))
+            dealt = sizes | {lower: sizes[lower] // 2, higher: sizes[higher] * 2}
+            flags = " ".join(f"--config.mesh.{axis}={dealt[axis]}" for axis in (lower, higher))
+            changes[flags] = dataclasses.replace(config, mesh=MeshConfig(**dealt))
     lines = []
     for flags, changed in changes.items():
         try:

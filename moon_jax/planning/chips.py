@@ -1,6 +1,6 @@
 """The accelerators that a run can be planned for: what they can do at most, and how they are wired together.
 
-Peaks are the makers' numbers for bfloat16; memory is what a program may fill. Link numbers are one way, of one link:
+Peaks are the makers' numbers; memory is what a program may fill. Link numbers are one way, of one link:
 cloud.google.com/tpu/docs gives all links of a chip together, nvidia.com both directions of all NVLinks.
 """
 
@@ -19,7 +19,7 @@ class Chip:
 
     name: str
     platform: str  # "tpu" | "gpu"
-    peak_flops: float  # bfloat16 multiply-adds count as two
+    peak_flops: float  # bfloat16; a multiply-add counts two
     memory: float  # bytes that a program may fill
     memory_bandwidth: float  # bytes a second
     link: float  # bytes a second, one way: of one ICI link, or of all NVLinks of a GPU
@@ -28,11 +28,24 @@ class Chip:
     network: float = 0.0  # bytes a second, one way: of a GPU's share of the network between hosts
     host: int = 8  # GPUs of one host
     shapes: tuple[str, ...] = ()  # topology of the usual sizes
+    float32_flops: float = 0.0  # of a GPU, beside its tensor cores, which would round to TF32
+
+    def peak(self, dtype: str) -> float:
+        """Returns the multiplications a second at most of a model that computes in "bfloat16" or "float32".
+
+        Training multiplies float32 at the highest precision: six bfloat16 products on a TPU, the float32 units of a
+        GPU.
+        """
+        if dtype == "bfloat16":
+            return self.peak_flops
+        return self.peak_flops / 6 if self.platform == "tpu" else self.float32_flops
 
 
 _FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")  # the slices that v5e and v6e are sold in
 _CUBIC = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")  # v4 and v5p: the most compact ones
 
+# A program gets .92 of what CUDA says that the card has (XLA_PYTHON_CLIENT_MEM_FRACTION=.92 in launch/): 79.1 and 139.8
+# GiB, which is half a GiB less than nvidia-smi's. The rest is for CUDA itself, NCCL's buffers and cuBLAS.
 CHIPS = {
     chip.name: chip
     for chip in (
@@ -40,8 +53,8 @@ CHIPS = {
         Chip("v5e", "tpu", 197e12, 15.75 * GIB, 0.82e12, 50e9, 2, 16, shapes=_FLAT),
         Chip("v5p", "tpu", 459e12, 95.74 * GIB, 2.77e12, 100e9, 3, 4, shapes=_CUBIC),
         Chip("v6e", "tpu", 918e12, 31.25 * GIB, 1.64e12, 112e9, 2, 16, shapes=_FLAT),
-        Chip("h100", "gpu", 989e12, 0.92 * 79.1 * GIB, 3.35e12, 450e9, network=50e9),
-        Chip("h200", "gpu", 989e12, 0.92 * 140.4 * GIB, 4.8e12, 450e9, network=50e9),
+        Chip("h100", "gpu", 989e12, 0.92 * 79.1 * GIB, 3.35e12, 450e9, network=50e9, float32_flops=67e12),
+        Chip("h200", "gpu", 989e12, 0.92 * 139.8 * GIB, 4.8e12, 450e9, network=50e9, float32_flops=67e12),
     )
 }
 

@@ -13,6 +13,7 @@ import jax
 
 from moon_jax.planning.batch import abstract_batch, planned_shape
 from moon_jax.planning.hlo import Collective, collectives_of
+from moon_jax.training.embedder import exact
 from moon_jax.training.state import Trainer
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -56,12 +57,11 @@ def compile_step(trainer: Trainer, capacity: float) -> Compiled:
     Raises:
         jax.errors.JaxRuntimeError: the compiler failed for another reason than memory.
     """
-    mesh, config = trainer.mesh, trainer.config
+    mesh = trainer.mesh
     platform = mesh.devices.flat[0].platform
-    state, batch = trainer.abstract_state(), abstract_batch(config, mesh)
     begin = time.perf_counter()
-    with _said() as said, jax.set_mesh(mesh):
-        lowered = trainer.train_step(planned_shape(config, mesh).documents).lower(state, batch)
+    with _said() as said:
+        lowered = lower_step(trainer)
         try:
             program = lowered.compile(compiler_options=OPTIONS[platform])
         except jax.errors.JaxRuntimeError as error:
@@ -80,6 +80,14 @@ def compile_step(trainer: Trainer, capacity: float) -> Compiled:
     peak = sum(parts)
     collectives = tuple(collectives_of(program.as_text(), mesh.shape))
     return Compiled(seconds, *parts, peak, capacity, collectives, warnings)
+
+
+def lower_step(trainer: Trainer) -> jax.stages.Lowered:
+    """Returns the train step for the largest batch, as training lowers it: float32 products in all of their bits."""
+    config, mesh = trainer.config, trainer.mesh
+    state, batch = trainer.abstract_state(), abstract_batch(config, mesh)  # before the mesh is set: nothing runs there
+    with jax.set_mesh(mesh), exact(config.model.dtype):
+        return trainer.train_step(planned_shape(config, mesh).documents).lower(state, batch)
 
 
 def _overflow(message: str) -> tuple[int, float]:

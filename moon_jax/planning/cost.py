@@ -36,7 +36,7 @@ class Cost:
     flops: dict[str, Part]
     model_flops: float  # what MFU counts
     transfers: Transfers
-    arithmetic_seconds: float  # at the peak
+    arithmetic_seconds: float  # at the peak of the compute dtype
     network_seconds: float  # at the links' full speed, one collective after the other
 
     @property
@@ -69,7 +69,7 @@ def cost_of(config: Config, trainer: Trainer, links: Links) -> Cost:
         flops=flops,
         model_flops=model_flops(trainer, shape),
         transfers=sent,
-        arithmetic_seconds=total / links.target.chip.peak_flops,
+        arithmetic_seconds=total / links.target.chip.peak(config.model.dtype),
         network_seconds=sum(transfer_seconds(links, [(*k, v) for k, v in sent.items()], mesh.shape).values()),
     )
 
@@ -137,8 +137,8 @@ def _activations(trainer: Trainer, shape: BatchShape, send: Callable[[str, Itera
         "text/embed": stream,
         "text/layers/q": stream * text.num_hidden_layers * attention,
         "text/layers/ffn/gate": stream * text.num_hidden_layers * 2,
-        "vision/blocks/qkv": picture * vision.depth * attention,
-        "vision/blocks/gate": picture * vision.depth * 2,
+        "vision/blocks/proj": picture * vision.depth * attention,
+        "vision/blocks/up": picture * vision.depth * 2,
         "vision/merger/fc1": picture + patches // vision.merge_unit * text.hidden_size * width,
     }
     split = {name for name, spec in specs.items() if "tensor" in axes_of(spec)}

@@ -1,23 +1,25 @@
 """The multiplications of a training step, counted by hand: two for each multiply-add, matrix products only.
 
 Every weight matrix meets every token of its part once: forward one product, backward two (for what comes in, for the
-weight itself), and one again where remat computes a layer twice. Attention multiplies each pair of tokens of a row,
-whatever its mask. The norms, activations and the optimizer are left out: below one in a hundred.
+weight itself), and one again where remat computes a layer twice. What attention multiplies depends on how it is
+implemented (attention_work.py). The norms, activations and the optimizer are left out: below one in a hundred.
 """
 
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from moon_jax.config import Config, MeshConfig, MoEConfig
 from moon_jax.data.packing import BatchShape
 from moon_jax.parallel.mesh import abstract_mesh
+from moon_jax.planning.attention_work import attention_products
 from moon_jax.training.state import Trainer
 from moon_jax.weights.source import named
 
 LAYERS = ("vision/blocks/", "text/layers/")
+NO_PRODUCTS = ("norm", "bias", "layer_scale", "class_token", "position_table")
 EXPERTS = ("gate", "up", "down")  # under text/layers/moe/
 
 
@@ -61,9 +63,12 @@ def step_flops(trainer: Trainer, shape: BatchShape, expert_rows: float) -> dict[
     for name, leaf in named(trainer.shapes).items():
         place = "merger" if name.startswith("vision/merger/") else name.split("/")[0]
         last = name.split("/")[-1]
-        if "norm" in last or last.endswith("bias") or name == "text/embed":
+        if any(word in last for word in NO_PRODUCTS) or name == "text/embed":
             continue
         rows, part = float(counts[place]), place
+        in_tile = name.startswith("vision/blocks/") and config.model.vision.kind == "internvl"
+        if in_tile:
+            rows *= 1 + 1 / config.model.vision.window_patches  # the class token
         size = math.prod(leaf.shape) / _ways(specs[name], mesh)
         if name.startswith("text/layers/moe/") and last in EXPERTS:  # rows are those of whole experts
             rows, part = expert_rows, "experts"
@@ -73,16 +78,19 @@ def step_flops(trainer: Trainer, shape: BatchShape, expert_rows: float) -> dict[
         forward = 2 * rows * size
         passed_on = place != "vision" or (tower_learns and last != "patch_embed")  # something before it learns
         backward = forward * ((name in learning) + passed_on)
-        twice = recompute and name.startswith(LAYERS) and passed_on and (last != "down" or part == "experts")
+        twice = (
+            recompute
+            and name.startswith(LAYERS)
+            and passed_on
+            and (
+                last != "down" or part == "experts" or in_tile  # whose LayerScale learns from what comes out of it
+            )
+        )
         add(part, Part(forward, backward, forward if twice else 0.0))
 
-    vision, text = config.model.vision, config.model.text
-    heads = math.prod(named(trainer.shapes)["text/layers/q"].shape[2:]) / _ways(specs["text/layers/q"][2:], mesh)
-    add("attention", _attention(4 * tokens * shape.row_tokens * heads * text.num_hidden_layers, recompute))
-    width = vision.num_heads * vision.head_dim / _ways(specs["vision/blocks/qkv"][2:], mesh)
-    full = len(set(vision.fullatt_block_indexes))
-    pairs = patches * (full * shape.slot_patches + (vision.depth - full) * vision.window_patches)
-    add("attention", _attention(4 * pairs * width, recompute) if tower_learns else Part(4 * pairs * width))
+    for part in _attention(trainer, shape, tower_learns):
+        add("attention", part)
+    text = config.model.text
     pooling = 2.0 * tokens * shape.documents * text.hidden_size
     add("pooling", Part(pooling, pooling))
     triplets = shape.documents // 3
@@ -92,8 +100,27 @@ def step_flops(trainer: Trainer, shape: BatchShape, expert_rows: float) -> dict[
     return parts
 
 
-def _attention(forward: float, recompute: bool) -> Part:
-    return Part(forward, 2 * forward, forward if recompute else 0.0)
+def _attention(trainer: Trainer, shape: BatchShape, tower_learns: bool) -> Iterator[Part]:
+    """Yields the products of the language model's layers, of the tower's blocks on pictures and of those on windows."""
+    model, mesh, specs = trainer.config.model, trainer.mesh.shape, named(trainer.specs)
+    text, vision, impl = model.text, model.vision, model.attention_impl
+    shapes = {name: leaf.shape for name, leaf in named(trainer.shapes).items()}
+    q_heads = math.prod(shapes["text/layers/q"][2:-1]) / _ways(specs["text/layers/q"][2:], mesh)
+    v_heads = vision.num_heads / _ways(specs["vision/blocks/proj"][1:3], mesh)
+    full, patches = len(set(vision.full_blocks)), shape.image_slots * shape.slot_patches
+    causal = model.attention == "causal"
+    windows = (vision.depth - full) * patches // vision.window_patches
+    tiles = vision.kind == "internvl"  # with their class tokens; windows are in plain XLA whatever the setting
+    of_windows, within = (impl, vision.window_patches + 1) if tiles else ("xla", vision.window_patches)
+    for heads, products, learns in (
+        (shape.rows * q_heads * text.num_hidden_layers,
+         attention_products(impl, shape.row_tokens, text.head_dim, causal), True),
+        (shape.image_slots * v_heads * full,
+         attention_products(impl, shape.slot_patches, vision.head_dim, False), tower_learns),
+        (windows * v_heads, attention_products(of_windows, within, vision.head_dim, False), tower_learns),
+    ):  # fmt: skip
+        forward, backward = heads * products.forward, heads * products.backward
+        yield Part(forward, backward, forward * (model.remat != "none")) if learns else Part(forward)
 
 
 def model_flops(trainer: Trainer, shape: BatchShape) -> float:
@@ -105,7 +132,8 @@ def model_flops(trainer: Trainer, shape: BatchShape) -> float:
     """
     config, mesh = trainer.config, trainer.mesh
     moe = dataclasses.replace(config.moe, strategy=MoEConfig.strategy, placement=MoEConfig.placement)
-    whole = _on_one_device(dataclasses.replace(config, mesh=MeshConfig(1, 1, 1, 1), moe=moe))
+    model = dataclasses.replace(config.model, attention_impl="xla")  # which computes no scores twice
+    whole = _on_one_device(dataclasses.replace(config, mesh=MeshConfig(1, 1, 1, 1), moe=moe, model=model))
     tokens = shape.rows * shape.row_tokens
     parts = step_flops(whole, shape, float(tokens * config.moe.top_k))
     total = sum(part.forward + part.backward for part in parts.values())

@@ -1,12 +1,12 @@
 """The largest batch that fits on a target, found by compiling."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from moon_jax.config import Config
 from moon_jax.parallel.mesh import batch_shards
-from moon_jax.planning.batch import planned_shape
-from moon_jax.planning.chips import Target
+from moon_jax.planning.batch import batch_unit, planned_shape
+from moon_jax.planning.chips import GIB, Target
 from moon_jax.planning.compiling import compile_step
 from moon_jax.planning.targets import mesh_on
 from moon_jax.training.plan import device_bytes
@@ -19,7 +19,8 @@ def largest_batch(
     """Returns {triplets of a shard: (bytes on a device, whether they fit)} of the batches that were compiled.
 
     Memory grows almost in a line with the batch, from that of the state alone. So the measured batches predict where it
-    ends, and those around that are compiled until one fits and the next does not. At most 8 compilations.
+    ends, and those around that are compiled until one fits and the next does not: usually two or three. If
+    that was not enough, what is open is halved each time: the search ends whatever the memory does.
 
     Args:
         config: all settings.
@@ -29,21 +30,45 @@ def largest_batch(
     """
     mesh = mesh_on(target, config.mesh)
     shards, capacity = batch_shards(mesh), target.chip.memory
-    tried = {config.train.batch_size // shards: (peak, peak <= capacity)}
+    unit = batch_unit(config, shards)
+    tried = {config.train.batch_size // shards // unit: (peak, peak <= capacity)}  # by number of units
     state = state_bytes(Trainer(config, mesh))
-    while True:
-        low = max((n for n, (_, fits) in tried.items() if fits), default=0)
-        high = min((n for n, (_, fits) in tried.items() if not fits), default=None)
-        if len(tried) == 9 or (high is not None and high - low == 1):
-            return dict(sorted(tried.items()))
-        triplets = _next(low, high, {0: state} | {n: peak for n, (peak, _) in tried.items()}, capacity)
-        train = dataclasses.replace(config.train, batch_size=triplets * shards)
+    while (count := next_batch(tried, state, capacity)) is not None:
+        train = dataclasses.replace(config.train, batch_size=count * unit * shards)
         compiled = compile_step(Trainer(dataclasses.replace(config, train=train), mesh), capacity)
-        tried[triplets] = (compiled.peak, compiled.fits)
+        tried[count] = (compiled.peak, compiled.fits)
         show(
-            f"{triplets} triplets a shard: {compiled.peak / 2**30:.2f} of {compiled.capacity / 2**30:.2f} GiB, "
+            f"{count * unit} triplets a shard: {compiled.peak / GIB:.2f} of {compiled.capacity / GIB:.2f} GiB, "
             f"{'fits' if compiled.fits else 'does not fit'} ({compiled.seconds:.0f} s)"
         )
+    return {count * unit: found for count, found in sorted(tried.items())}
+
+
+def next_batch(tried: Mapping[int, tuple[int, bool]], state: int, capacity: float) -> int | None:
+    """Returns the batch to compile next; None when the largest that fits is known.
+
+    Args:
+        tried: {batch: (bytes, whether they fit)} in the order of the compilations; at least one.
+        state: bytes without any batch.
+        capacity: bytes that a program may fill.
+    """
+    low = max((n for n, (_, fits) in tried.items() if fits), default=0)
+    high = min((n for n, (_, fits) in tried.items() if not fits and n > low), default=None)
+    guess = _by_line({0: (state, True)} | dict(tried), capacity)
+    if high is None:
+        return min(max(guess, low + 1 if len(tried) < 4 else 2 * low), 4 * max(low, 1))
+    if high - low == 1:
+        return None
+    if len(tried) >= 4:
+        return (low + high) // 2
+    return min(max(guess, low + 1), high - 1)
+
+
+def _by_line(peaks: Mapping[int, tuple[int, bool]], capacity: float) -> int:
+    """Returns where the line through the two largest known batches meets the capacity."""
+    first, last = sorted(peaks)[-2:]
+    slope = max((peaks[last][0] - peaks[first][0]) / (last - first), 1.0)
+    return int(last + (capacity - peaks[last][0]) // slope)
 
 
 def state_bytes(trainer: Trainer) -> int:
@@ -54,11 +79,3 @@ def state_bytes(trainer: Trainer) -> int:
 def largest_by_line(triplets: int, peak: int, state: int, capacity: float) -> int:
     """Returns how many triplets of a shard would fit if memory grew in a line from the state's through this batch's."""
     return max(0, int((capacity - state) * triplets / max(peak - state, 1)))
-
-
-def _next(low: int, high: int | None, peaks: dict[int, int], capacity: float) -> int:
-    """Returns the batch to try next: where the line through the two largest known ones ends, within what is open."""
-    first, last = sorted(peaks)[-2:]
-    slope = max((peaks[last] - peaks[first]) / (last - first), 1.0)
-    predicted = int(last + (capacity - peaks[last]) // slope)
-    return max(low + 1, min(predicted, high - 1 if high is not None else 4 * max(low, 1)))

@@ -76,8 +76,9 @@ def _text_layer(trainer: Trainer, shape: BatchShape, moe: MoEWork | None, stream
 def _vision_layer(trainer: Trainer, shape: BatchShape, picture: int, width: int) -> float:
     vision = trainer.config.model.vision
     patches = shape.image_slots * shape.slot_patches
-    hidden = patches * vision.intermediate_size / _ways(trainer, "vision/blocks/gate") * width
-    pairs = patches * shape.slot_patches * vision.num_heads / _ways(trainer, "vision/blocks/qkv")
+    hidden = patches * vision.intermediate_size / _ways(trainer, "vision/blocks/up") * width
+    reach = shape.slot_patches if vision.full_blocks else vision.window_patches
+    pairs = patches * reach * vision.num_heads / _ways(trainer, "vision/blocks/proj")
     scores = _scores(trainer.config, pairs, width)
     return (width + 4) * _gathered(trainer, "vision/blocks/", 1) + 8 * picture + 4 * hidden + scores
 

@@ -83,6 +83,8 @@ def _ways(config: Config, chips: int) -> Iterator[Config]:
         for placement in PLACEMENTS:
             for strategy in (s for s in STRATEGIES.values() if placement in s.placements):
                 moe = dataclasses.replace(config.moe, strategy=strategy.name, placement=placement)
+                if strategy.capacity == "none":  # it drops nothing, and refuses to be asked to
+                    moe = dataclasses.replace(moe, capacity_factor=0.0, guided_capacity=0.0)
                 yield dataclasses.replace(config, mesh=mesh, moe=moe)
 
 
@@ -91,7 +93,10 @@ def name(config: Config) -> str:
     mesh = " ".join(f"--config.mesh.{axis}={size}" for axis, size in dataclasses.asdict(config.mesh).items())
     if not config.moe.experts:
         return mesh
-    return f"{mesh} --config.moe.strategy={config.moe.strategy} --config.moe.placement={config.moe.placement}"
+    moe = {"strategy": config.moe.strategy, "placement": config.moe.placement}
+    if STRATEGIES[config.moe.strategy].capacity == "none":
+        moe |= {"capacity_factor": 0.0, "guided_capacity": 0.0}
+    return " ".join([mesh, *(f"--config.moe.{key}={value}" for key, value in moe.items())])
 
 
 def row(candidate: Candidate) -> dict[str, Any]:

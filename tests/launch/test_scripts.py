@@ -16,10 +16,12 @@ import yaml
 from jobset_schema import JOBSET
 
 from moon_jax.parallel.processes import Place, find
+from moon_jax.planning.chips import CHIPS, GIB
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / "launch"
 JOBSETS = sorted(LAUNCH.glob("*.yaml"))
+FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 SHELLCHECK = shutil.which("shellcheck") or pathlib.Path(sys.executable).with_name("shellcheck")
 
 
@@ -41,7 +43,7 @@ PYTHON = """#!/usr/bin/env bash
 if [[ $1 == -c ]]; then exec python3 "$@"; fi
 out=$RECORD/$MOON_PROCESS_ID
 printf '%s\\n' "$@" >"$out.arguments"
-env | grep -E '^(MOON|JAX_LOCAL)' | sort >"$out.environment"
+env | grep -E '^(MOON|JAX_LOCAL|XLA_PYTHON)' | sort >"$out.environment"
 trap 'echo TERM >"$out.signal"; exit 143' TERM
 echo >"$out.ready"
 [[ ${FAILS:-} == "$MOON_PROCESS_ID" ]] && exit 7
@@ -98,10 +100,27 @@ def test_local_gives_every_process_its_place_its_gpus_and_the_arguments_as_they_
         coordinators.add(environment["MOON_COORDINATOR"])
         assert find(environment) == Place(environment["MOON_COORDINATOR"], 2, number)
         assert environment["JAX_LOCAL_DEVICE_IDS"] == gpus
+        assert environment[FRACTION] == ".92"
     assert len(coordinators) == 1
     process = local(folder, 3, "--config=x")
     assert process.wait() == 2
     assert "4 GPUs cannot be dealt out evenly to 3 processes" in process.stderr.read()
+
+
+def test_every_starter_gives_programs_the_share_of_a_gpu_that_plans_count_with(stand_ins):
+    folder = stand_ins(
+        python=PYTHON, nvidia_smi="#!/bin/sh\necho GPU 0\n",
+        srun=f'#!/bin/sh\necho "${FRACTION}" >>"$RECORD/slurm"\n',
+    )  # fmt: skip
+    for given in ({}, {FRACTION: ".5"}):
+        assert local(folder, 1, "--config=x", **given).wait() == 0
+        assert f"{FRACTION}={given.get(FRACTION, '.92')}" in read(folder, 0, "environment")
+        assert start(folder, [LAUNCH / "slurm.sh", "--config=x"], SLURM_JOB_ID="1", **given).wait() == 0
+    assert (folder / "slurm").read_text() == ".92\n.5\n"
+    *_, container = read_jobset(LAUNCH / "gke_jobset_gpu.yaml")
+    assert {"name": FRACTION, "value": ".92"} in container["env"]
+    assert CHIPS["h100"].memory / GIB == pytest.approx(0.92 * 79.1)
+    assert CHIPS["h200"].memory / GIB < 0.92 * 143_771 / 1024, "nvidia-smi's number, of which CUDA keeps some"
 
 
 def test_local_starts_another_module_too_and_leaves_cpus_alone(stand_ins):

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import subprocess
 import sys
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,15 @@ from dispatch_cases import EXPERT_SHAPES, ROUTES, D, T, config_of, sharded
 from jax.sharding import NamedSharding
 from meshes import mesh_of
 
-from moon_jax.config import ConfigError
+from moon_jax.config import ConfigError, MeshConfig
 from moon_jax.moe.dispatch import STRATEGIES, Experts, check_strategy, expert_axes, strategy
 from moon_jax.parallel.mesh import AXES
+from moon_jax.planning.chips import parse_target
+from moon_jax.planning.compiling import OPTIONS
+from moon_jax.planning.hlo import collectives_of
+from moon_jax.planning.targets import mesh_on
+from moon_jax.planning.trace import work_of
+from moon_jax.training.embedder import exact
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -33,6 +40,11 @@ EIGHT_EXPERTS = mesh_shape(1, 1, 8, 1)
         (
             {"strategy": "all_to_all", "placement": "split"}, EIGHT_EXPERTS, "tpu",
             r"'all_to_all' cannot work with config.moe.placement = 'split' .*these can: dense, replicated, slots",
+        ),
+        (
+            {"strategy": "replicated", "capacity_factor": 1.25, "guided_capacity": 0.1}, EIGHT_EXPERTS, "cpu",
+            r"'replicated' drops nothing, so that config.moe.capacity_factor = 1.25 and config.moe.guided_capacity = "
+            r"0.1 would have no effect: set it to 0, or use .*: slots, all_gather, all_to_all$",
         ),
         (
             {"strategy": "ragged_all_to_all"}, EIGHT_EXPERTS, "cpu",
@@ -76,24 +88,68 @@ def test_a_name_is_taken_once_and_capacity_is_one_of_three_words():
     assert "fresh" not in STRATEGIES
 
 
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_every_strategy_lowers_for_accelerators(name, platform):
-    """Forward and gradient, on a machine without any: ragged_all_to_all as itself, there and back, twice each."""
-    mesh = mesh_of((1, 2, 2, 2))
-    config = config_of(strategy=name)
-    fn, specs = sharded(config, mesh)
+def traced_gradient(name, mesh, dtype="bfloat16"):
+    """Returns the traced loss and gradients of a strategy on a mesh."""
+    fn, specs = sharded(config_of(strategy=name), mesh)
     put = lambda shape, spec, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))  # noqa: E731
     args = (
-        put((T, D), specs[0], jnp.bfloat16),
+        put((T, D), specs[0], dtype),
         put((T, ROUTES), specs[1], jnp.float32),
         Experts(*(put(shape, spec, jnp.float32) for shape, spec in zip(EXPERT_SHAPES, specs[2], strict=True))),
         put((T, ROUTES), specs[3], jnp.int32),
     )
     with jax.set_mesh(mesh):
-        gradient = jax.jit(jax.value_and_grad(lambda x, w, e, ids: fn(x, w, e, ids)[0].sum(), argnums=(0, 1, 2)))
-        text = gradient.trace(*args).lower(lowering_platforms=(platform,)).as_text()
+        loss = lambda x, w, e, ids: fn(x, w, e, ids)[0].sum()  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).trace(*args)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_every_strategy_lowers_for_accelerators(name, platform):
+    """Forward and gradient, on a machine without any: ragged_all_to_all as itself, there and back, twice each."""
+    traced = traced_gradient(name, mesh_of((1, 2, 2, 2)))
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert text.count("@ragged_all_to_all(") == (4 if name == "ragged_all_to_all" else 0)
+
+
+@pytest.mark.aot
+@pytest.mark.parametrize("topology", ["v5e:2x4", "v5p:2x2x1", "h200:8"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("all_gather", "bfloat16"), ("ragged_all_to_all", "bfloat16"), ("ragged_all_to_all", "float32")],
+)
+def test_ragged_operations_compile_for_accelerators(name, dtype, topology):
+    """By the compilers of the accelerators themselves; a CPU's has no ragged_all_to_all."""
+    target = parse_target(topology)
+    mesh = mesh_on(target, MeshConfig(1, 2, target.count // 2, 1))
+    with jax.default_matmul_precision("default"), exact(dtype):  # as training; a TPU's ragged_dot knows no other
+        lowered = traced_gradient(name, mesh, dtype).lower()
+    program = lowered.compile(compiler_options=OPTIONS[target.chip.platform])
+    found = Counter(c.kind for c in collectives_of(program.as_text(), mesh.shape) if c.axes == ("expert",))
+    assert found["ragged-all-to-all"] == (4 if name == "ragged_all_to_all" else 0)
+
+
+ROW, MINE = T * D, T // 8 * D  # numbers of all tokens, and of those of one of 8 shards
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "wide", "narrow"),
+    [
+        # tokens there and the gradient of the sums back; the sums and the gradient of the tokens
+        ("slots", {"all-gather": 2 * ROW, "reduce-scatter": 2 * MINE}, {"all-gather": 2, "reduce-scatter": 1 / 8}),
+        ("all_gather", {"all-gather": 2 * ROW, "reduce-scatter": 2 * MINE}, {"all-gather": 2, "reduce-scatter": 1 / 8}),
+        ("all_to_all_dropless", {"all-to-all": 4 * ROW}, {"all-to-all": 3}),
+    ],
+)
+def test_what_crosses_the_expert_axis_is_as_wide_as_the_compute_dtype(name, wide, narrow, dtype):
+    """Bytes of one shard, forward and backward: tokens and sums in the compute dtype, ids and weights of 4 bytes."""
+    mesh, found = mesh_of((1, 1, 8, 1)), Counter()
+    for transfer, count in work_of(traced_gradient(name, mesh, dtype).jaxpr, mesh.shape).transfers.items():
+        if transfer.axes == ("expert",) and transfer.kind in wide:  # else it is the number of drops
+            found[transfer.kind] += transfer.bytes * count
+    size = jnp.dtype(dtype).itemsize
+    assert found == {kind: size * wide[kind] + round(4 * T * ROUTES * narrow[kind]) for kind in wide}
 
 
 TOY = '''

@@ -17,7 +17,10 @@ from moon_jax.parallel.mesh import AXES, host_shards, make_mesh, place_batch
 
 def agree(me: int) -> None:
     """Counts and numbers are the same on both; a signal to one process stops both after the same step."""
-    print("total", agreement.total({"a": 2 + me, "b": 0.5, "c": 0}), "most", agreement.most(7 - 3 * me))
+    counts, mesh = {"a": 2 + me, "b": 0.5, "c": 0}, make_mesh(MeshConfig())
+    print("total", agreement.total(counts, mesh), "most", agreement.most(7 - 3 * me))
+    across = Mesh(mesh.devices.reshape(2, 1, 1, 4).transpose(3, 1, 2, 0), AXES)  # each shard lies on both processes
+    print("read twice", agreement.total({"a": 2**23 + 1}, across))
     print("same", agreement.same(2**31 - 1), agreement.same(2**31 - 1 - me))
     with agreement.StopOnSignal(make_mesh(MeshConfig())) as stop:
         for step in range(20):

@@ -23,6 +23,7 @@ from moon_jax.parallel.mesh import (
     make_mesh,
     partition_spec,
     place_batch,
+    shard_readers,
 )
 from moon_jax.training.state import Trainer
 
@@ -232,6 +233,12 @@ def test_shards_of_several_processes(monkeypatch):
     assert host_shards(mesh_of_processes([[0, 0], [0, 0], [1, 1], [1, 1]])) == (2, 3)
     assert host_shards(mesh_of_processes([[0, 1], [0, 1]])) == (0, 1)  # a shard across processes: both feed it
     assert host_shards(mesh_of_processes([[0], [1], [0], [1]])) == (1, 3)  # as on a torus
+
+
+def test_shards_that_several_processes_read():
+    assert shard_readers(mesh_of_processes([[0, 0], [1, 1]])) == 1
+    assert shard_readers(mesh_of_processes([[0, 1], [0, 1]])) == 2
+    assert shard_readers(mesh_of_processes([[0, 1, 2, 3]])) == 4
 
 
 def test_shardings_keep_the_structure():

@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from meshes import mesh_of
 
 from moon_jax.config import ConfigError
 from moon_jax.parallel.agreement import STOPPED, most, same, total
@@ -83,7 +84,7 @@ def test_an_environment_that_does_not_fit_together_names_its_variables(environme
 
 
 def test_one_process_agrees_with_itself():
-    assert total({"a": 3, "b": 0.5}) == {"a": 3, "b": 0.5}
+    assert total({"a": 3, "b": 0.5}, mesh_of((8, 1, 1, 1))) == {"a": 3, "b": 0.5}
     assert most(4) == 4
     assert same(4)
 
@@ -120,6 +121,7 @@ def test_two_processes_sum_their_counts_and_stop_after_the_same_step():
     for status, out, err, _ in run("agree"):
         assert status == 0, err
         assert "total {'a': 5, 'b': 1.0, 'c': 0} most 7" in out
+        assert "read twice {'a': 8388609}" in out
         assert "same True False" in out
         assert "stopped after step 6" in out, "signalled in step 5; the vote is read one step later"
 

@@ -41,6 +41,18 @@ def test_memory_and_collectives_of_a_compiled_step():
     assert result.warnings == ()
 
 
+@pytest.mark.parametrize(("dtype", "every"), [("float32", True), ("bfloat16", False)])
+def test_float32_is_planned_with_the_precision_that_it_is_trained_with(dtype, every):
+    """Compilers of accelerators multiply float32 in fewer bits unless each product says otherwise."""
+    trainer = Trainer(tiny_config(**SIZES, model__dtype=dtype), mesh_of((1, 1, 1, 1)))
+    with jax.default_matmul_precision("default"):
+        text = compiling.lower_step(trainer).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line]
+    exact = [line for line in products if "precision = [HIGHEST, HIGHEST]" in line]
+    assert exact, "the loss is float32 in either case"
+    assert (len(exact) == len(products)) == every
+
+
 def test_what_is_larger_than_the_memory_does_not_fit():
     result = compiled()[1]
     assert dataclasses.replace(result, capacity=float(result.peak)).fits

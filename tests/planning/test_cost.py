@@ -9,10 +9,12 @@ from meshes import QUICK, mesh_of
 from traced import FULL, moon_3b, traced
 
 from moon_jax.planning.batch import abstract_batch, planned_shape
-from moon_jax.planning.cost import transfers
+from moon_jax.planning.chips import parse_target
+from moon_jax.planning.cost import cost_of, transfers
 from moon_jax.planning.hlo import collectives_of
 from moon_jax.planning.memory import estimated_bytes
 from moon_jax.planning.moe_work import moe_work
+from moon_jax.planning.network import Links
 from moon_jax.training.state import Trainer
 
 
@@ -46,6 +48,13 @@ def test_the_bytes_that_a_compiled_program_sends():
     for c in collectives_of(text, mesh.shape):
         found[c.kind, c.axes] += c.bytes * c.count
     assert_same(transfers(trainer, shape, moe), found, 0.01 * sum(found.values()))
+
+
+@pytest.mark.parametrize(("dtype", "peak"), [("bfloat16", 989e12), ("float32", 67e12)])
+def test_arithmetic_takes_as_long_as_the_compute_dtype_does(dtype, peak):
+    config, mesh = tiny_config(moe__experts=0, model__dtype=dtype), mesh_of((2, 2, 1, 2))
+    cost = cost_of(config, Trainer(config, mesh), Links(parse_target("h100:8"), mesh))
+    assert cost.arithmetic_seconds == pytest.approx(sum(part.total for part in cost.flops.values()) / peak)
 
 
 def test_the_memory_that_is_certain_is_that_of_the_plan_and_the_rest_moves_the_right_way():
