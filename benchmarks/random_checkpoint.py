@@ -19,7 +19,7 @@ import numpy as np
 from absl import app, flags
 from tqdm import tqdm
 
-from moon_jax.data.patches import MEAN, STD
+from moon_jax.data.patches import statistics
 from moon_jax.data.tokenizer import TokenizerError
 from moon_jax.hf.config import read_config
 from moon_jax.hf.names import table
@@ -80,8 +80,8 @@ PREPROCESSOR = {
     "patch_size": 14,
     "temporal_patch_size": 2,
     "merge_size": 2,
-    "image_mean": MEAN.tolist(),
-    "image_std": STD.tolist(),
+    "image_mean": statistics("qwen2_5_vl")[0].tolist(),
+    "image_std": statistics("qwen2_5_vl")[1].tolist(),
     "image_processor_type": "Qwen2VLImageProcessor",
     "processor_class": "Qwen2_5_VLProcessor",
 }

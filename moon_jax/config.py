@@ -13,6 +13,8 @@ from typing import Any
 
 import ml_collections
 
+from moon_jax.config_backbone import TextConfig, VisionConfig
+
 
 class ConfigError(ValueError):
     """A setting that cannot work; the message names it and says what to do."""
@@ -31,69 +33,12 @@ class Role(enum.IntEnum):
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionConfig:
-    """Sizes of the Qwen2.5-VL vision tower, named as in its `vision_config`; the defaults are the 3B model's."""
-
-    depth: int = 32
-    hidden_size: int = 1280
-    intermediate_size: int = 3420
-    num_heads: int = 16
-    in_channels: int = 3
-    patch_size: int = 14
-    spatial_merge_size: int = 2
-    temporal_patch_size: int = 2
-    window_size: int = 112
-    fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_size // self.num_heads
-
-    @property
-    def patch_dim(self) -> int:
-        """Numbers in one patch of a still image: channels * patch_size**2 (one frame; the model repeats it)."""
-        return self.in_channels * self.patch_size**2
-
-    @property
-    def merge_unit(self) -> int:
-        """Patches that the merger folds into one visual token."""
-        return self.spatial_merge_size**2
-
-    @property
-    def window(self) -> int:
-        """Side of an attention window in merged tokens: window_size // merge // patch, as transformers floors it."""
-        return self.window_size // self.spatial_merge_size // self.patch_size
-
-    @property
-    def window_patches(self) -> int:
-        """Patches in a full window: the chunk within which windowed blocks attend."""
-        return self.window**2 * self.merge_unit
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """Sizes of the Qwen2.5 language model, named as in its config; the defaults are the 3B model's."""
-
-    vocab_size: int = 151936
-    hidden_size: int = 2048
-    intermediate_size: int = 11008
-    num_hidden_layers: int = 36
-    num_attention_heads: int = 16
-    num_key_value_heads: int = 2
-    head_dim: int = 128
-    rope_theta: float = 1e6
-    rms_norm_eps: float = 1e-6
-    mrope_section: tuple[int, ...] = (16, 24, 24)
-
-
-@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The backbone. `dtype` is the compute type ("float32" or "bfloat16"); parameters are float32 in training."""
 
     path: str = ""  # folder of a checkpoint to start from; its sizes then hold. Empty = random weights
-    vision: VisionConfig = VisionConfig()
-    text: TextConfig = TextConfig()
+    vision: VisionConfig = dataclasses.field(default_factory=VisionConfig)
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
     attention: str = "causal"  # [ours] as in the generative model; or "bidirectional"
     attention_impl: str = "xla"  # "xla" | "splash" (TPU) | "triton", "cudnn" (GPU)
     dtype: str = "float32"
@@ -195,6 +140,7 @@ class DataConfig:
     rows: int = 0  # rows of a shard of a training batch; 0 = enough for every possible one
     row_share: float = 1.0  # with rows = 0: rows as a share of the worst case; a batch of more takes the worst case
     image_slots: int = 0  # picture slots of a shard of a training batch; 0 = enough for every possible one
+    slot_share: float = 1.0  # with image_slots = 0: slots as a share of the worst case, like row_share
     workers: int = 0  # processes that prepare batches; 0 = threads of this process
     prefetch: int = 2  # batches prepared ahead
     on_error: str = "raise"  # "raise" | "skip": what a missing or broken picture or record does
@@ -249,6 +195,11 @@ class EvalConfig:
     max_queries: int = 2000  # per set and during training; the end evaluates all
     metric: str = "unseen/image/R@1"  # chooses the best checkpoint; "unseen/query/IoU" with loss.kind "next_token"
     color_histogram: bool = False  # score the colour-histogram baseline beside the model
+    tasks: tuple[str, ...] = ("retrieval",)  # of "retrieval", "classification", "attributes"
+    gallery: str = "listings"  # all that a part lists | "test": the positives and hard negatives of the test queries
+    candidates: str = "aspect"  # role of candidate texts: "aspect": CATEGORY or ATTRIBUTE | "title"
+    bootstrap_samples: int = 1000  # resamplings behind the 95% intervals; 0 = no intervals
+    expected_queries: int = 0  # test queries that the data must have; 0 = any number
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,9 +3,11 @@
 import math
 import re
 
-from moon_jax.config import Config
+from moon_jax.config import Config, VisionConfig
+from moon_jax.config_backbone import BACKBONES, InternConfig
 
 FORMATS = ("jsonl", "mbe", "catalogue", "m5product", "product1m", "marqo", "muge", "mep3m", "table")
+EVAL_TASKS = ("retrieval", "classification", "attributes")
 FREEZE_WORDS = ("vision", "llm", "backbone")
 
 
@@ -13,6 +15,7 @@ def problems_of(c: Config) -> list[str]:
     """Returns what is wrong with values that have the right types but cannot work together."""
     text, vision, moe, loss, data, train = c.model.text, c.model.vision, c.moe, c.loss, c.data, c.train
     choices = [
+        ("model.vision.kind", vision.kind, tuple(BACKBONES)),
         ("model.attention", c.model.attention, ("causal", "bidirectional")),
         ("model.attention_impl", c.model.attention_impl, ("xla", "splash", "triton", "cudnn")),
         ("model.dtype", c.model.dtype, ("float32", "bfloat16")),
@@ -24,6 +27,9 @@ def problems_of(c: Config) -> list[str]:
         ("data.on_error", data.on_error, ("raise", "skip")),
         ("data.grounding.coordinates", data.grounding.coordinates, ("absolute", "relative")),
         ("loss.kind", loss.kind, ("contrastive", "next_token")),
+        ("eval.gallery", c.eval.gallery, ("listings", "test")),
+        ("eval.candidates", c.eval.candidates, ("aspect", "title")),
+        *((f"eval.tasks[{i}]", task, EVAL_TASKS) for i, task in enumerate(c.eval.tasks)),
     ]
     problems = [f"config.{k} is {v!r}; it must be one of {', '.join(o)}" for k, v, o in choices if v not in o]
 
@@ -55,6 +61,7 @@ def problems_of(c: Config) -> list[str]:
         "data.image_slots": data.image_slots, "moe.upcycle_noise": moe.upcycle_noise,
         "data.category_tokens": data.category_tokens, "data.attribute_tokens": data.attribute_tokens,
         "eval.max_queries": c.eval.max_queries, "train.weight_decay": train.weight_decay,
+        "eval.bootstrap_samples": c.eval.bootstrap_samples, "eval.expected_queries": c.eval.expected_queries,
     }  # fmt: skip
     problems += [f"config.{k} must not be negative, got {v}" for k, v in not_negative.items() if not 0 <= v < math.inf]
     shares = {
@@ -69,7 +76,11 @@ def problems_of(c: Config) -> list[str]:
 
     if not c.model.path:  # else the sizes are the checkpoint's, which is not open yet
         problems += size_problems(c)
-    for name, share in (("row_share", data.row_share), ("augment_area", data.augment_area)):
+    for name, share in (
+        ("row_share", data.row_share),
+        ("slot_share", data.slot_share),
+        ("augment_area", data.augment_area),
+    ):
         need(0 < share <= 1, f"config.data.{name} is {share:g}; it must lie in 0..1, above 0")
     need(
         not data.own_picture or data.augment,
@@ -103,6 +114,10 @@ def problems_of(c: Config) -> list[str]:
         )
     need(data.min_pixels <= data.max_pixels, "config.data.max_pixels must be at least min_pixels")
     need(bool(c.eval.ks) and min(c.eval.ks, default=0) > 0, f"config.eval.ks {c.eval.ks} must list positive ranks")
+    need(
+        len(set(c.eval.tasks)) == len(c.eval.tasks) > 0,
+        f"config.eval.tasks {c.eval.tasks} must name at least one of {', '.join(EVAL_TASKS)}, none of them twice",
+    )
     problems += _loss_problems(c)
     need(1 <= data.max_aspect <= 200, f"config.data.max_aspect is {data.max_aspect:g}; it must lie in 1..200")
     need(
@@ -159,21 +174,61 @@ def size_problems(c: Config) -> list[str]:
         "config.model.text.num_attention_heads must be a multiple of num_key_value_heads",
     )
     need(
-        vision.hidden_size % (4 * vision.num_heads) == 0,
+        vision.hidden_size % vision.num_heads == 0 and (vision.kind == "internvl" or vision.head_dim % 4 == 0),
         "config.model.vision.hidden_size must be a multiple of 4 * num_heads (2-D rotary embedding)",
     )
-    need(vision.window >= 1, "config.model.vision.window_size is smaller than one merged token")
+    if vision.kind != "internvl":
+        need(vision.intern == InternConfig(), f"config.model.vision.intern is of kind 'internvl', not {vision.kind!r}")
+    else:
+        problems += _intern_problems(c)
+    if vision.kind == "qwen2_5_vl":
+        need(vision.window >= 1, "config.model.vision.window_size is smaller than one merged token")
+        need(
+            all(0 <= i < vision.depth for i in vision.fullatt_block_indexes),
+            f"config.model.vision.fullatt_block_indexes must lie in 0..{vision.depth - 1}",
+        )
+    else:
+        for name in ("window_size", "fullatt_block_indexes"):
+            need(
+                getattr(vision, name) == getattr(VisionConfig(), name),
+                f"config.model.vision.{name} belongs to kind 'qwen2_5_vl'; leave it at its default for "
+                f"{vision.kind!r}, which attends within whole pictures or tiles",
+            )
     need(
-        all(0 <= i < vision.depth for i in vision.fullatt_block_indexes),
-        f"config.model.vision.fullatt_block_indexes must lie in 0..{vision.depth - 1}",
+        vision.kind != "qwen2_vl" or vision.intermediate_size % vision.hidden_size == 0,
+        "config.model.vision.intermediate_size must be a multiple of hidden_size (mlp_ratio) for kind 'qwen2_vl'",
+    )
+    need(
+        c.loss.kind == "contrastive" or vision.kind != "internvl" or c.data.grounding.coordinates == "relative",
+        "config.data.grounding.coordinates must be 'relative' for kind 'internvl': tiles have no pixels of a picture",
     )
     need(
         c.loss.kind == "contrastive" or c.model.attention == "causal",
         f"config.loss.kind = 'next_token' needs config.model.attention = 'causal', not {c.model.attention!r}",
     )
+    least, factor = "merged token", vision.patch_size * vision.spatial_merge_size
+    if vision.kind == "internvl":
+        least, factor = "tile", vision.intern.image_size
+    need(c.data.max_pixels >= factor**2, f"config.data.max_pixels must hold at least one {least} ({factor}x{factor})")
+    return problems
+
+
+def _intern_problems(c: Config) -> list[str]:
+    """Returns what is wrong with the sizes of InternViT, whose language model has plain rotary positions."""
+    text, vision, intern = c.model.text, c.model.vision, c.model.vision.intern
     factor = vision.patch_size * vision.spatial_merge_size
-    need(
-        c.data.max_pixels >= factor**2,
-        f"config.data.max_pixels must hold at least one merged token ({factor}x{factor})",
-    )
+    rules = {
+        f"intern.image_size {intern.image_size} must be a positive multiple of patch_size * spatial_merge_size":
+            intern.image_size > 0 and intern.image_size % factor == 0,
+        f"intern.norm_type {intern.norm_type!r} must be 'layer_norm' or 'rms_norm'":
+            intern.norm_type in ("layer_norm", "rms_norm"),
+        f"intern.layer_norm_eps {intern.layer_norm_eps} must be positive": 0 < intern.layer_norm_eps < math.inf,
+        "temporal_patch_size must be 1: there are no frames": vision.temporal_patch_size == 1,
+    }  # fmt: skip
+    problems = [f"config.model.vision.{rule} (kind 'internvl')" for rule, holds in rules.items() if not holds]
+    if text.mrope_section != (text.head_dim // 2, 0, 0):
+        problems.append(
+            f"config.model.text.mrope_section must be {(text.head_dim // 2, 0, 0)} for kind 'internvl': positions are "
+            "the plain places of tokens"
+        )
     return problems

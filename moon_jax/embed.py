@@ -2,7 +2,8 @@
 
 The input has one JSON object a line: "id", and any of "text" or "title", "description", "category" (a text or a list of
 levels), "attributes" (a text, a list or an object), "images" (paths, relative to the file or absolute), "boxes" (one
-[x1, y1, x2, y2] or null for each image). Blank lines are no records.
+[x1, y1, x2, y2] or null for each image). Blank lines are no records. With --image_store pictures are looked up there by
+path or URL, as in training; --image_folder is where the paths start, if not beside the file.
 
 The model is a Hugging Face folder of Qwen2.5-VL as it is, a converted model, or a training run's work folder.
 
@@ -35,6 +36,7 @@ from moon_jax.data.embed_records import Reader
 from moon_jax.data.picture_files import ImageError
 from moon_jax.data.record_file import RecordFile, Scan, check_share
 from moon_jax.data.records import DataError
+from moon_jax.data.store import Store, open_store
 from moon_jax.data.tokenizer import TokenizerError
 from moon_jax.data.vector_file import SETTINGS, VECTORS, VectorFile
 from moon_jax.encoder import DTYPES, Encoder, from_pretrained, with_max_pixels
@@ -72,11 +74,18 @@ def run() -> None:
     meet(mesh)
     path = pathlib.Path(INPUT.value).expanduser().absolute()
     window = window_documents(BATCH_SIZE.value, mesh)
-    file = RecordFile(path, Reader(KIND.value, found.spec.data, path.parent), window)
+    reader = Reader(KIND.value, found.spec.data, _image_folder(path), _image_store())
+    file = RecordFile(path, reader, window)
     scan = file.scan()
     check_share(scan.bad, scan, ON_ERROR.value, MAX_SKIPPED_SHARE.value)
+    if reader.store is not None:
+        _say(f"{reader.looked_up[True]} of {reader.looked_up.total()} pictures are in the image store")
 
     identity = _identity(found, scan, dict(mesh.shape))
+    if reader.store is not None:
+        identity["image_store"] = reader.store.digest
+    if IMAGE_FOLDER.value:
+        identity["image_folder"] = str(reader.folder)
     folder = pathlib.Path(OUTPUT.value).expanduser().absolute()
     output = VectorFile(folder, identity, scan.records, found.spec.model.text.hidden_size)
     if output.done:
@@ -115,6 +124,20 @@ def _embed(encoder: Encoder, file: RecordFile, scan: Scan, window: int, output: 
             if main_process:
                 counts = {"records": len(rows), **part.info}
                 output.write(rows, part.vectors, skipped, counts, (part.window, part.batch + 1))
+
+
+def _image_folder(path: pathlib.Path) -> pathlib.Path:
+    """Returns where relative paths of pictures start."""
+    if not IMAGE_FOLDER.value:
+        return path.parent
+    folder = pathlib.Path(IMAGE_FOLDER.value).expanduser().absolute()
+    if not folder.is_dir():
+        raise DataError(f"--image_folder: there is no folder {folder}")
+    return folder
+
+
+def _image_store() -> Store | None:
+    return open_store(str(pathlib.Path(IMAGE_STORE.value).expanduser().absolute())) if IMAGE_STORE.value else None
 
 
 def _identity(found: Pretrained, scan: Scan, mesh: dict[str, int]) -> dict[str, Any]:
@@ -165,6 +188,8 @@ OUTPUT = FLAGS.string("output", None, "folder for embeddings.npy, ids.json and s
 KIND = FLAGS.enum(
     "kind", "plain", KINDS, "plain: the record as it stands; item, query: with the model's prompt and limits for these"
 )
+IMAGE_FOLDER = FLAGS.string("image_folder", "", "where relative paths of pictures start; by default the file's folder")
+IMAGE_STORE = FLAGS.string("image_store", "", "packed image store that holds pictures, by path or URL")
 BATCH_SIZE = FLAGS.integer("batch_size", 32, "records of a batch on one device (one batch shard)")
 DTYPE = FLAGS.enum("dtype", None, DTYPES, "of the weights and the computation; by default the checkpoint's")
 MESH = FLAGS.string("mesh", "", "sizes of mesh axes, e.g. fsdp=8; by default a whole model on each device")

@@ -23,6 +23,7 @@ from moon_jax.data.documents import Document
 from moon_jax.data.embed_records import Reader
 from moon_jax.data.records import DataError
 from moon_jax.data.sources import lines
+from moon_jax.data.store import open_store
 from moon_jax.data.tokenizer import Tokenizer
 from moon_jax.models import head as heads
 from moon_jax.models import moon
@@ -96,6 +97,7 @@ class Encoder:
         *,
         batch_size: int = 32,
         kind: str = "plain",
+        image_store: str | pathlib.Path | None = None,
         on_error: str = "raise",
         progress: bool = False,
     ) -> Float32[np.ndarray, "n d"]:
@@ -111,12 +113,14 @@ class Encoder:
             kind: "plain" takes a record as it stands, without a prompt. "query" and "item" have the prompt and the
                 limits that the model was trained with; an item shows its first `config.data.images_per_item` pictures,
                 and its description only if listings had theirs in training.
+            image_store: a packed image store (moon_jax.pack_images, moon_jax.download). A picture is looked up in it by
+                its path as given or its URL; one that it does not hold is read from its file.
             on_error: "skip" gives a record that cannot be used, or one of whose pictures cannot be read, a row of NaN
                 and a warning in the log; "raise" stops.
             progress: show a bar.
 
         Raises:
-            DataError: names the records that cannot be used and what is wrong with them.
+            DataError: names the records that cannot be used and what is wrong with them; no image store is there.
         """
         if isinstance(records, (str, bytes, Mapping)):
             raise DataError("encode takes a list of records (or an iterator); put a single one into a list")
@@ -124,7 +128,8 @@ class Encoder:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         if on_error not in ("raise", "skip"):
             raise ValueError(f"on_error is 'raise' or 'skip', not {on_error!r}")
-        reader = Reader(kind, self.config.data, pathlib.Path.cwd())
+        store = None if image_store is None else open_store(str(pathlib.Path(image_store).expanduser().absolute()))
+        reader = Reader(kind, self.config.data, pathlib.Path.cwd(), store)
         size = window_documents(batch_size, self.mesh)
         total = len(records) if isinstance(records, Sequence) else None
         if total is None:  # its pictures may be in memory
@@ -148,6 +153,8 @@ class Encoder:
                 bar.update(len(part.rows))
         if cut_texts:
             _LOG.warning("%d texts are longer than this model was trained to read, and were cut", cut_texts)
+        if store is not None and reader.looked_up[False]:
+            _LOG.warning("%d pictures are not in the image store %s", reader.looked_up[False], store.folder)
         for what, count in reader.unread.items():
             _LOG.warning("%d items have %s, which this model does not read", count, what)
         return np.concatenate([np.zeros((0, self.width), np.float32), *blocks])
@@ -230,13 +237,15 @@ class Encoder:
         start: tuple[int, int] = (0, 0),
         batch_size: int = 32,
         on_error: str = "raise",
+        alike: bool = False,
     ) -> Iterator[Part]:
         """Yields the vectors of documents batch by batch: `Embedder.parts` with this encoder's parameters.
 
-        With `on_error` = "skip" a document of which a picture cannot be read is left out altogether.
+        With `on_error` = "skip" a document of which a picture cannot be read is left out altogether. With `alike` the
+        batches of a window have the same shapes on any number of devices, and so give the same bits on most backends.
         """
         return self._embedder.parts(
-            self.params, windows, start=start, batch_documents=batch_size, on_error=on_error, whole=True
+            self.params, windows, start=start, batch_documents=batch_size, on_error=on_error, whole=True, alike=alike
         )
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from moon_jax import config as c
 from moon_jax import config_rules
-from moon_jax.ablate import apply
+from moon_jax.config_ablations import apply
 
 
 def test_defaults_resolve_to_the_dataclasses_and_back():
@@ -41,6 +41,7 @@ def test_unknown_names_and_wrong_types_are_all_named():
         ("data", {"max_pixels": 10}, "at least min_pixels"),
         ("data", {"min_pixels": 4, "max_pixels": 27 * 28}, r"one merged token \(28x28\)"),
         ("data", {"row_share": 0.0}, "row_share"),
+        ("data", {"slot_share": 1.5}, r"config\.data\.slot_share is 1\.5; it must lie in 0\.\.1"),
         ("data", {"own_picture": -0.1, "augment": True}, r"config\.data\.own_picture is a share"),
         ("data", {"own_picture": 1.1, "augment": True}, r"config\.data\.own_picture is a share"),
         ("data", {"own_picture": 0.2}, r"config\.data\.own_picture needs config\.data\.augment"),

@@ -45,7 +45,9 @@ class _Size(NamedTuple):
         return _Size(*map(max, self, other))
 
 
-def plan(needs: Sequence[Need], batch_documents: int, shards: int, model: ModelConfig, moe: MoEConfig) -> list[Bucket]:
+def plan(
+    needs: Sequence[Need], batch_documents: int, shards: int, model: ModelConfig, moe: MoEConfig, *, alike: bool = False
+) -> list[Bucket]:
     """Returns the buckets, the largest documents first (what does not fit into memory fails at once).
 
     Documents without pictures are never put together with others. Within each of the two kinds, sorted by size,
@@ -57,15 +59,18 @@ def plan(needs: Sequence[Need], batch_documents: int, shards: int, model: ModelC
         shards: of a batch.
         model: sizes, for the cost of a shape.
         moe: experts that a token visits.
+        alike: the same documents share a shard, and in the same shape, whatever the number of shards. This wastes some
+            of them where there are few documents.
     """
-    cost = _Cost(model, moe, batch_documents, shards)
+    planned = 1 if alike else shards
+    cost = _Cost(model, moe, batch_documents, planned)
     sizes: dict[_Size, list[int]] = {}
     for number, need in enumerate(needs):
         sizes.setdefault(_size(need, model.vision), []).append(number)
     groups = sorted(sizes.items())
     if not groups:
         return []
-    largest = cost.batch(_joined([size for size, _ in groups]), batch_documents * shards)
+    largest = cost.batch(_joined([size for size, _ in groups]), batch_documents * planned)
     buckets = []
     for pictured in (True, False):
         kind = [(size, numbers) for size, numbers in groups if (size.picture > 0) == pictured]
@@ -105,8 +110,8 @@ class _Cost:
         self._token = text.hidden_size * (2 * heads + 3 * text.intermediate_size * visits) * text.num_hidden_layers
         self._pair = text.head_dim * text.num_attention_heads * 2 * text.num_hidden_layers
         width = vision.hidden_size
-        self._patch = width * (4 * width + 3 * vision.intermediate_size) * vision.depth
-        self._patch_pair = 2 * width * len(vision.fullatt_block_indexes)
+        self._patch = width * (4 * width + vision.mlp_matrices * vision.intermediate_size) * vision.depth
+        self._patch_pair, self._whole = 2 * width * len(vision.full_blocks), bool(vision.full_blocks)
         self._heads = text.num_attention_heads, vision.num_heads
         self._chunk, self._most, self._shards = vision.window_patches, batch_documents, shards
 
@@ -124,7 +129,8 @@ class _Cost:
     def _score_bytes(self, size: _Size) -> int:
         """Returns the bytes of a document's attention scores, in the language model or the vision tower."""
         text_heads, vision_heads = self._heads
-        pairs = size.pictures * size.picture * self._chunk**2  # a slot is as long as the largest picture
+        # a slot is as long as the largest picture; where no block attends within it, only chunks have scores
+        pairs = size.pictures * (size.picture if self._whole else 1) * self._chunk**2
         return 4 * max(text_heads * size.tokens**2, vision_heads * pairs)
 
     def batch(self, size: _Size, count: int) -> int:

@@ -47,6 +47,7 @@ class DocumentBatches:
         *,
         batch_documents: int = 0,
         whole: bool = False,
+        alike: bool = False,
     ):
         """Plans the batches; reads the headers of the pictures.
 
@@ -60,6 +61,7 @@ class DocumentBatches:
             whole: what `config.data.on_error` = "skip" does with a document of which a picture cannot be read: true
                 leaves out the document (its vector is zero), false only the picture, and a document that has nothing
                 else gets a white one.
+            alike: the shapes do not depend on the number of shards, see `buckets.plan`.
 
         Raises:
             DataError: a picture cannot be read and `config.data.on_error` is "raise", or a document has no tokens.
@@ -72,7 +74,7 @@ class DocumentBatches:
         self._sketches = [next(sketches) if d.images else self._sketch(d) for d in documents]
         needs = [Need(len(s.tokens), tuple(p.grid for p in s.pictures)) for s in self._sketches]
         self.buckets = buckets.plan(
-            needs, batch_documents or config.eval.batch_documents, shards, config.model, config.moe
+            needs, batch_documents or config.eval.batch_documents, shards, config.model, config.moe, alike=alike
         )
         self._batches = [(bucket, batch) for bucket in self.buckets for batch in bucket.batches]
         self.rows = [_rows(bucket, batch) for bucket, batch in self._batches]

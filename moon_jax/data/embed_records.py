@@ -6,7 +6,8 @@
 Every key may be missing or null, but something to embed must be there. "text" is another name of "title". A category
 is a text or a list of levels; attributes are a text, a list of texts, or a dict whose values are texts, numbers or
 lists of them. Images are one or a list of paths; in Python also Pillow images and the bytes of a picture file. A box is
-the place of the product in the picture, x1, y1, x2, y2 in pixels of the upright picture.
+the place of the product in the picture, x1, y1, x2, y2 in pixels of the upright picture. With an image store a path or
+a URL is looked up there first; a box is in pixels of the picture that was packed, whatever its size in the store.
 """
 
 import collections
@@ -20,11 +21,13 @@ from typing import Any
 from PIL import Image
 
 from moon_jax.config import DataConfig, Role
+from moon_jax.data import store_refs
 from moon_jax.data.documents import KINDS, Document, attribute_text, category_text, segments
 from moon_jax.data.policy import is_number
 from moon_jax.data.records import DataError, ImageRef
 from moon_jax.data.sources import lines
 from moon_jax.data.sources.lines import RecordError
+from moon_jax.data.store import Store
 
 KEYS = ("id", "text", "title", "description", "category", "attributes", "images", "boxes")
 NAMED_RECORDS = 10  # bad records that an error names
@@ -36,8 +39,10 @@ class Reader:
 
     kind: str  # documents.KINDS
     data: DataConfig  # what a listing shows: images_per_item, description
-    folder: pathlib.Path  # relative paths of pictures start here
+    folder: pathlib.Path  # relative paths of pictures start here, and so do the keys of the store
+    store: Store | None = None  # has pictures by path or URL
     unread: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)  # items that have more
+    looked_up: collections.Counter[bool] = dataclasses.field(default_factory=collections.Counter)  # is it in the store?
 
     def __post_init__(self):
         """Raises ValueError for an unknown kind."""
@@ -81,7 +86,7 @@ class Reader:
             record = {"text": record}
         if not isinstance(record, Mapping):
             raise DataError(f"a record must be a dict or a text, this is {lines.short(record)}")
-        found = _Fields(record, self.folder)
+        found = _Fields(record, self)
         item = self.kind == "item"
         title, description = found.title(), found.get(lines.text, "description")
         if not item or self.data.description:
@@ -130,8 +135,8 @@ def listed(problems: Sequence[str]) -> str:
 class _Fields:
     """Reads the fields of one record and collects what is wrong with them."""
 
-    def __init__(self, record: Mapping[str, Any], folder: pathlib.Path):
-        self._record, self._folder = record, folder
+    def __init__(self, record: Mapping[str, Any], reader: Reader):
+        self._record, self._reader = record, reader
         self._problems: list[str] = []
         for key in record:
             if key not in KEYS:
@@ -174,11 +179,11 @@ class _Fields:
         return self.get(_attributes, "attributes")
 
     def images(self) -> tuple[ImageRef, ...]:
-        """Returns the pictures with their boxes."""
+        """Returns the pictures with their boxes, from the store where it has them."""
         images, boxes = _several(self._record.get("images")), self._record.get("boxes")
         refs = [self.get(self._image, "images", image, number) for number, image in enumerate(images)]
         if boxes is None:
-            return tuple(filter(None, refs))
+            boxes = [None] * len(images)
         if not isinstance(boxes, (list, tuple)) or len(boxes) != len(images):
             self._problems.append(f"boxes: must be a list with one box or null for each of the {len(images)} images")
             return ()
@@ -186,8 +191,19 @@ class _Fields:
         for number, (ref, box) in enumerate(zip(refs, boxes, strict=True)):
             found = self.get(lambda _, key, box=box: lines.box(_plain(box), key), f"boxes[{number}]")
             if ref:
-                out.append(dataclasses.replace(ref, box=found or None))
-        return tuple(out)
+                boxed = dataclasses.replace(ref, box=found or None)
+                out.append(self.get(lambda _, key, ref=boxed: self._stored(ref, key), f"images[{number}]"))
+        return tuple(filter(None, out))
+
+    def _stored(self, ref: ImageRef, field: str) -> ImageRef:
+        store = self._reader.store
+        if store is None or not isinstance(ref.path, str):
+            return ref
+        found = store_refs.attach_one(ref, store, self._reader.folder)
+        if found is None and lines.is_url(ref.path):
+            raise RecordError(field, f"the image store {store.folder} does not hold {lines.short(ref.path)}")
+        self._reader.looked_up[found is not None] += 1
+        return found or ref
 
     def _image(self, _: Any, key: str, image: Any, number: int) -> ImageRef | None:
         if isinstance(image, (bytes, Image.Image)):
@@ -195,9 +211,10 @@ class _Fields:
         field, path = f"{key}[{number}]", os.fspath(image) if isinstance(image, os.PathLike) else image
         if not isinstance(path, str) or not path.strip():
             raise RecordError(field, f"must be a path, a Pillow image or the bytes of a file, is {lines.short(image)}")
-        if lines.is_url(path.strip()):
-            raise RecordError(field, f"is a URL ({lines.short(path)}); download the picture and name the file here")
-        return lines.image(path, None, self._folder, field)
+        if lines.is_url(path.strip()) and self._reader.store is None:
+            hint = "download the picture and name the file here, or name an image store that holds it"
+            raise RecordError(field, f"is a URL ({lines.short(path)}); {hint}")
+        return lines.image(path, None, self._reader.folder, field)
 
 
 def _several(value: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Which size a picture gets, and how large the largest can be: the static shapes rest on these bounds."""
+"""Which size a picture gets, or how many tiles, and how large it can be at most: static shapes rest on that."""
 
 import functools
 import math
@@ -59,8 +59,51 @@ def longest_sides(min_tokens: float, max_tokens: float, max_aspect: float) -> tu
         longest.append(bound)
 
 
+def tile_limits(min_pixels: int, max_pixels: int, tile: int) -> tuple[int, int]:
+    """Returns the fewest and the most tiles of `tile` px that a picture is cut into, by the budget of its pixels."""
+    return max(1, min_pixels // tile**2), max(1, max_pixels // tile**2)
+
+
+def tile_grid(height: int, width: int, tile: int, fewest: int, most: int) -> tuple[int, int]:
+    """Returns the (rows, columns) of tiles that InternVL's processor cuts a picture into.
+
+    Of all arrangements of `fewest` to `most` tiles the one whose ratio of sides is nearest to the picture's; of equal
+    ones that with more tiles, as long as the picture has more than half of its pixels (transformers
+    `get_optimal_tiled_canvas`).
+    """
+    best, difference = (1, 1), math.inf
+    pairs = ((w, h) for w in range(1, most + 1) for h in range(1, most // w + 1) if w * h >= fewest)
+    for w, h in sorted(pairs, key=lambda pair: pair[0] * pair[1]):
+        off = abs(width / height - w / h)
+        if off < difference or (off == difference and width * height > 0.5 * tile * tile * w * h):
+            best, difference = (h, w), off
+    return best
+
+
+def picture_grid(height: int, width: int, vision: VisionConfig, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Returns the patches (high, wide) of a picture.
+
+    A picture of tiles is as high as all of its tiles, one below the other row by row, and last of all the whole
+    picture as one more tile, where there is more than one.
+
+    Raises:
+      ValueError: the longer side is more than 200 times the shorter one.
+    """
+    p = vision.patch_size
+    if vision.kind != "internvl":
+        h, w = smart_resize(height, width, p * vision.spatial_merge_size, min_pixels, max_pixels)
+        return h // p, w // p
+    tile = vision.intern.image_size
+    rows, columns = tile_grid(height, width, tile, *tile_limits(min_pixels, max_pixels, tile))
+    tiles = rows * columns + (rows * columns > 1)
+    return tiles * tile // p, tile // p
+
+
 def picture_bounds(data: DataConfig, vision: VisionConfig) -> tuple[int, ...]:
-    """Returns `longest_sides` for the settings of a run."""
+    """Returns `longest_sides` for the settings of a run; 0 for a short side that no picture has."""
+    if vision.kind == "internvl":
+        most = tile_limits(data.min_pixels, data.max_pixels, vision.intern.image_size)[1]
+        return *[0] * (vision.tile_tokens - 1), vision.tile_tokens * (most + (most > 1))
     area = (vision.patch_size * vision.spatial_merge_size) ** 2
     return longest_sides(data.min_pixels / area, data.max_pixels / area, data.max_aspect)
 

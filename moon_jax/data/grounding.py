@@ -14,7 +14,7 @@ from moon_jax.config import DataConfig, GroundingConfig, VisionConfig
 from moon_jax.data import images, policy
 from moon_jax.data.patches import Picture, patchify
 from moon_jax.data.prompts import EncodedPrompt, encode_chat
-from moon_jax.data.records import Box, Dataset, ImageRef, Product, Triplet
+from moon_jax.data.records import Box, DataError, Dataset, ImageRef, Product, Triplet
 from moon_jax.data.tokenizer import Tokenizer
 from moon_jax.data.views import pad_to_aspect, padded_size
 
@@ -125,8 +125,14 @@ def ask(
 
     Raises:
         TokenizerError: the tokenizer has no chat tokens.
+        DataError: the model sees tiles, and answers should be in pixels.
     """
     grounding = data.grounding
+    if vision.kind == "internvl" and grounding.coordinates == "absolute":
+        raise DataError(
+            "config.data.grounding.coordinates is 'absolute', but the model sees tiles of a picture: it can only say "
+            "boxes in thousandths, 'relative'"
+        )
     said = None if answer is None else answer_of(answer, grounding)
     text = question_text(cut(title, tokenizer, data.title_tokens), grounding)
     return encode_chat([picture, text], tokenizer, vision, answer=said, system=grounding.system)

@@ -1,4 +1,4 @@
-"""The pictures of documents: files of strangers in, patches of Qwen2.5-VL out; Pillow and numpy only."""
+"""The pictures of documents: files of strangers in, patches of the vision tower out; Pillow and numpy only."""
 
 import concurrent.futures
 import logging
@@ -9,7 +9,7 @@ from tqdm import tqdm
 from moon_jax.config import DataConfig, Role, VisionConfig
 from moon_jax.data import policy
 from moon_jax.data.documents import Document, PictureLike
-from moon_jax.data.grids import smart_resize
+from moon_jax.data.grids import picture_grid
 from moon_jax.data.patches import Picture, patchify
 from moon_jax.data.picture_files import ImageError, load, name_of, upright_size
 from moon_jax.data.policy import Ledger, Skipped
@@ -76,9 +76,7 @@ def grids(document: Document, data: DataConfig, vision: VisionConfig) -> list[tu
 def grid(size: tuple[int, int], data: DataConfig, vision: VisionConfig) -> tuple[int, int]:
     """Returns the patches (high, wide) of a picture of `size` = (width, height) px under the settings."""
     width, height = padded_size(size, data.max_aspect)
-    factor = vision.patch_size * vision.spatial_merge_size
-    h, w = smart_resize(height, width, factor, data.min_pixels, data.max_pixels)
-    return h // vision.patch_size, w // vision.patch_size
+    return picture_grid(height, width, vision, data.min_pixels, data.max_pixels)
 
 
 def count(image: ImageRef, data: DataConfig) -> int:

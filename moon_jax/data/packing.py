@@ -15,7 +15,7 @@ from moon_jax.config import DataConfig, Role, VisionConfig
 from moon_jax.data import slots
 from moon_jax.data.documents import EncodedDocument, max_document_tokens
 from moon_jax.data.grids import max_picture_tokens
-from moon_jax.data.positions import mrope_positions, patch_positions
+from moon_jax.data.positions import patch_positions, token_positions
 from moon_jax.data.records import DataError
 
 MAX_SEGMENTS = 32  # documents in one row at most: `document_of_segment` has a static width
@@ -72,14 +72,15 @@ def plan_shape(bounds: Sequence[Bound], data: DataConfig, vision: VisionConfig) 
     the rows that it needs alone. Since `pack` takes documents by falling length, this holds for any mixture: while the
     longer kinds are placed, a row with fewer documents than that has room, so no more rows are opened; then the same
     holds for the next kind in the rows beyond. Each picture may need a slot of its own. `config.data.row_tokens`,
-    `rows`, `row_share` and `image_slots` overrule this: typical batches are smaller than the worst, and `pack` says so
-    where one is not.
+    `rows`, `row_share`, `image_slots` and `slot_share` overrule this: typical batches are smaller than the worst, and
+    `pack` says so where one is not.
     """
     longest = max(bound.tokens for bound in bounds)
     row_tokens = data.row_tokens or longest
     fitting = [(bound, min(MAX_SEGMENTS, max(1, row_tokens // bound.tokens))) for bound in bounds]
     rows = data.rows or math.ceil(data.row_share * sum(-(-bound.count // per_row) for bound, per_row in fitting))
-    image_slots = data.image_slots or max(1, sum(bound.count * bound.pictures for bound in bounds))
+    slots_at_most = max(1, sum(bound.count * bound.pictures for bound in bounds))
+    image_slots = data.image_slots or math.ceil(data.slot_share * slots_at_most)
     return BatchShape(
         rows=rows,
         row_tokens=row_tokens,
@@ -129,15 +130,17 @@ def pack_shards(
     return arrays
 
 
-def add_rows(arrays: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
-    """Returns packed shards with empty rows at the end, `rows` in all, as `pack_shards` gives them for that shape."""
-    missing = rows - arrays["tokens"].shape[1]
-    padding = {"tokens": 0, "segment_ids": 0, "positions": 0, "roles": 0, "image_slots": -1, "document_of_segment": -1}
+def grown(arrays: Mapping[str, np.ndarray], shape: BatchShape) -> dict[str, np.ndarray]:
+    """Returns packed shards with empty rows and slots at the end, as `pack_shards` gives them for a larger shape."""
+    rows, image_slots = shape.rows - arrays["tokens"].shape[1], shape.image_slots - arrays["patches"].shape[1]
+    missing = dict.fromkeys(("tokens", "segment_ids", "positions", "roles", "image_slots", "document_of_segment"), rows)
+    missing |= dict.fromkeys(("patches", "patch_picture", "patch_window", "patch_positions"), image_slots)
     out = dict(arrays)
-    for name, value in padding.items() if missing else ():
+    for name, count in missing.items():
         widths = [(0, 0)] * arrays[name].ndim
-        widths[2 if name == "positions" else 1] = (0, missing)
-        out[name] = np.pad(arrays[name], widths, constant_values=value)
+        widths[2 if name == "positions" else 1] = (0, count)
+        absent = -1 if name in ("image_slots", "document_of_segment") else 0
+        out[name] = np.pad(arrays[name], widths, constant_values=absent) if count else arrays[name]
     return out
 
 
@@ -155,7 +158,7 @@ def _fill(
         shard["tokens"][here] = document.tokens
         shard["segment_ids"][here] = segment
         shard["roles"][here] = document.roles
-        shard["positions"][:, *here] = mrope_positions(is_image, grids, vision.spatial_merge_size)
+        shard["positions"][:, *here] = token_positions(is_image, grids, vision)
         shard["image_slots"][here][is_image] = visual[index]
         shard["document_of_segment"][row, segment] = index
 

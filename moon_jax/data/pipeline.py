@@ -22,7 +22,7 @@ from moon_jax.data.documents import (
     item_document,
     query_document,
 )
-from moon_jax.data.packing import BatchShape, Bound, PackingError, add_rows, document_bound, pack_shards, plan_shape
+from moon_jax.data.packing import BatchShape, Bound, PackingError, document_bound, grown, pack_shards, plan_shape
 from moon_jax.data.policy import NAMED_WARNINGS, Ledger, Skipped, shown
 from moon_jax.data.records import DataError, Dataset
 from moon_jax.data.sampling import Row, Sampler, balanced, quotas
@@ -95,7 +95,7 @@ class TrainBatches:
         self.host_shards, self.triplets = host_shards, batch_size // shards
         self.sampler = Sampler(dataset, data, config.train.seed, batch_size)
         self.shape = self._plan(data, quotas(batch_size, data.modality_mix)[2])
-        whole = dataclasses.replace(data, row_share=1.0)
+        whole = dataclasses.replace(data, row_share=1.0, slot_share=1.0)
         self.largest = self._plan(whole, quotas(batch_size, data.modality_mix)[2])
         pairs = [(t.positive, t.negative) for t in dataset.train if t.negative is not None]
         self.balanced_share = sum(balanced(*pair) for pair in pairs) / max(1, len(pairs))
@@ -153,7 +153,7 @@ class TrainBatches:
         return Batch(arrays, info, (*tally.broken, *tally.unused_boxes))
 
     def _pack(self, documents: Sequence[Sequence[EncodedDocument]]) -> dict[str, np.ndarray]:
-        """Returns the packed shards, with the rows of the worst case where they do not fit into the usual ones."""
+        """Returns the packed shards, in the shape of the worst case where they do not fit into the usual one."""
         vision = self.config.model.vision
         try:
             return pack_shards(documents, self.shape, vision)
@@ -161,7 +161,7 @@ class TrainBatches:
             return pack_shards(documents, self.largest, vision)
 
     def agree(self, arrays: dict[str, np.ndarray], most: Callable[[int], int]) -> dict[str, np.ndarray]:
-        """Returns a batch with as many rows as the host with the most has: all hosts run the same program.
+        """Returns a batch in the shape of the worst case if any host needs that: all hosts run the same program.
 
         Args:
             arrays: of `self[step]`.
@@ -169,7 +169,9 @@ class TrainBatches:
         """
         if self.shape == self.largest:
             return arrays
-        return add_rows(arrays, most(arrays["tokens"].shape[1]))
+        sizes = arrays["tokens"].shape[1], arrays["patches"].shape[1]
+        large = most(int(sizes != (self.shape.rows, self.shape.image_slots)))
+        return grown(arrays, self.largest) if large else arrays
 
     def _load(self, step: int, index: int, row: Row, tally: Tally) -> tuple[Row, list[EncodedDocument]]:
         """Returns the row's three documents; if a picture is broken and that may be skipped, those of a spare row."""

@@ -47,6 +47,25 @@ def mrope_positions(
     return (np.cumsum(advance) - advance).astype(np.int32) + offset
 
 
+def token_positions(
+    is_image: Bool[np.ndarray, "n"], grids: Sequence[tuple[int, int]], vision: VisionConfig
+) -> Int32[np.ndarray, "3 n"]:
+    """Returns the (t, h, w) rotary positions of one document's tokens: `mrope_positions`, or InternVL's plain places.
+
+    Args:
+      is_image: true on visual tokens.
+      grids: of the pictures in the order of their runs, in patches.
+      vision: sizes of patches.
+
+    Raises:
+      ValueError: if the runs of visual tokens do not have the lengths that the grids give.
+    """
+    positions = mrope_positions(is_image, grids, vision.spatial_merge_size)
+    if vision.kind == "internvl":
+        return np.broadcast_to(np.arange(len(is_image), dtype=np.int32), positions.shape)
+    return positions
+
+
 @functools.lru_cache(maxsize=4096)
 def patch_positions(grid: tuple[int, int], merge: int) -> Int32[np.ndarray, "n 2"]:
     """Returns the (row, column) of every patch in block-major order: (rows/m, columns/m, m, m), as patches are stored.

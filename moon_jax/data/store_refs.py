@@ -68,6 +68,19 @@ def attach(dataset: Dataset, store: Store, folder: pathlib.Path) -> Dataset:
     )
 
 
+def attach_one(ref: ImageRef, store: Store, folder: pathlib.Path) -> ImageRef | None:
+    """Returns the reference to a picture in a store, its box scaled; None where the store does not hold it.
+
+    Args:
+      ref: a path or a URL; a picture in memory is in no store.
+      store: with its pictures.
+      folder: that the keys are relative to.
+    """
+    key = key_of(ref.path, folder)
+    row = store.find_one(key) if key else -1
+    return None if row < 0 else ImageRef(PackedImage(str(store.folder), row, key), scaled(ref.box, store, row))
+
+
 def scaled(box: Box | None, store: Store, row: int) -> Box | None:
     """Returns a box in the source picture of a row as a box in the stored one."""
     entry = store.rows[row]

@@ -14,6 +14,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from moon_jax.data.policy import well_formed
 
 IMAGE_PAD, VISION_START, VISION_END = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
+INTERN_PAD, INTERN_START, INTERN_END = "<IMG_CONTEXT>", "<img>", "</img>"  # InternVL's, beside Qwen2.5's own
 
 # Qwen2.5-VL's special tokens, in the order of their ids (from <|endoftext|> = 151643).
 SPECIAL_TOKENS = (
@@ -53,17 +54,22 @@ class Tokenizer:
     @property
     def image_pad(self) -> int:
         """Id of the token that stands for one visual token."""
-        return self.special[IMAGE_PAD]
+        return self.special[INTERN_PAD if self._intern else IMAGE_PAD]
 
     @property
     def vision_start(self) -> int:
         """Id of the token before a picture."""
-        return self.special[VISION_START]
+        return self.special[INTERN_START if self._intern else VISION_START]
 
     @property
     def vision_end(self) -> int:
         """Id of the token after a picture."""
-        return self.special[VISION_END]
+        return self.special[INTERN_END if self._intern else VISION_END]
+
+    @property
+    def _intern(self) -> bool:
+        """Whether pictures stand between InternVL's tokens: no other tokenizer has them."""
+        return all(name in self.special for name in (INTERN_PAD, INTERN_START, INTERN_END))
 
     def encode(self, text: str) -> list[int]:
         """Returns the token ids of an untrusted text; "<|image_pad|>" in it is plain text."""
@@ -131,10 +137,11 @@ def load(folder: str | pathlib.Path, vocab_size: int | None = None) -> Tokenizer
 
 def _check(backend: tokenizers.Tokenizer, special: dict[str, int], file: pathlib.Path) -> None:
     missing = [name for name in (VISION_START, VISION_END, IMAGE_PAD) if name not in special]
-    if missing:
+    intern = [name for name in (INTERN_START, INTERN_END, INTERN_PAD) if name not in special]
+    if missing and intern:
         raise TokenizerError(
             f"{file} has no special token {', '.join(missing)}: it would split into pieces and pictures would have no "
-            "place. Use the tokenizer of a Qwen2.5-VL model"
+            "place. Use the tokenizer of a Qwen2.5-VL (or Qwen2-VL, InternVL) model"
         )
     ids = frozenset(special.values())
     plain = [name for name in special if ids.intersection(backend.encode(name, add_special_tokens=False).ids)]

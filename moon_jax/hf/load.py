@@ -12,8 +12,9 @@ from absl import logging
 from jaxtyping import Shaped
 
 from moon_jax.config import ModelConfig, MoEConfig
+from moon_jax.config_backbone import BACKBONES
 from moon_jax.hf.config import LoadError
-from moon_jax.hf.names import HEAD, Row, find_layout, table
+from moon_jax.hf.names import Row, find_layout, head_name, table
 from moon_jax.weights.source import LM_HEAD, Index, Leaf, nested
 from moon_jax.weights.tensors import DTYPES, Tensors
 from moon_jax.weights.transpose import copy
@@ -56,8 +57,9 @@ class HFSource(contextlib.AbstractContextManager):
             for name, row in self._rows.items():
                 stored = {DTYPES[self._tensors.dtypes[tensor]] for tensor in row.hf_names(self.layout)}
                 self.leaves[name] = Leaf(row.shape, stored.pop() if len(stored) == 1 else np.dtype(np.float32))
-            if HEAD in self._tensors.shapes and not (tied and self._head_is_embedding()):
-                self.leaves[LM_HEAD] = Leaf(self._tensors.shapes[HEAD], DTYPES[self._tensors.dtypes[HEAD]])
+            self._head = head = head_name(config.vision.kind, self.layout)
+            if head in self._tensors.shapes and not (tied and self._head_is_embedding()):
+                self.leaves[LM_HEAD] = Leaf(self._tensors.shapes[head], DTYPES[self._tensors.dtypes[head]])
             self._stack = stack.pop_all()
 
     def __exit__(self, *exception) -> None:
@@ -66,7 +68,7 @@ class HFSource(contextlib.AbstractContextManager):
     def read(self, name: str, index: Index = ()) -> Shaped[np.ndarray, "..."]:
         """Returns a slice of a parameter; see `Source`. Layers and experts are read by several threads at a time."""
         if name == LM_HEAD:
-            return self._tensors.read(HEAD, index)
+            return self._tensors.read(self._head, index)
         row, leaf = self._rows[name], self.leaves[name]
         index = (*index, *[slice(None)] * (len(leaf.shape) - len(index)))
         kept = [range(n)[cut] for n, cut in zip(leaf.shape, index, strict=True)]
@@ -105,14 +107,14 @@ class HFSource(contextlib.AbstractContextManager):
             copy(target, row.to_ours(piece)[*cut])
 
     def _head_is_embedding(self) -> bool:
-        tensors, embed = self._tensors, self._rows["text/embed"].hf_name(self.layout)
-        rows = max(1, _PIECE_BYTES // (4 * tensors.shapes[HEAD][1]))
-        for start in range(0, tensors.shapes[HEAD][0], rows):
+        tensors, head, embed = self._tensors, self._head, self._rows["text/embed"].hf_name(self.layout)
+        rows = max(1, _PIECE_BYTES // (4 * tensors.shapes[head][1]))
+        for start in range(0, tensors.shapes[head][0], rows):
             index = (slice(start, start + rows),)
-            if not np.array_equal(tensors.read(HEAD, index), tensors.read(embed, index)):
+            if not np.array_equal(tensors.read(head, index), tensors.read(embed, index)):
                 logging.warning(
                     "%s: config.json ties the output head to the token embedding, but %s is another matrix: it is kept",
-                    tensors.folder, HEAD,
+                    tensors.folder, head,
                 )  # fmt: skip
                 return False
         return True
@@ -144,12 +146,12 @@ def _check(tensors: Tensors, rows: tuple[Row, ...], config: ModelConfig) -> str:
     layout = find_layout(tensors.shapes.keys(), rows)
     if layout is None:
         some = ", ".join(sorted(tensors.shapes)[:5]) or "none at all"
-        raise LoadError(f"{tensors.folder} holds no tensor of Qwen2.5-VL; it has {some}")
+        raise LoadError(f"{tensors.folder} holds no tensor of {BACKBONES[config.vision.kind].title}; it has {some}")
     expected = {name: row.hf_shape for row in rows for name in row.hf_names(layout)}
     problems = [f"{name} is missing" for name in expected if name not in tensors.shapes]
-    head_shape = (config.text.vocab_size, config.text.hidden_size)
+    head, head_shape = head_name(config.vision.kind, layout), (config.text.vocab_size, config.text.hidden_size)
     for name, shape in tensors.shapes.items():
-        want = head_shape if name == HEAD else expected.get(name)
+        want = head_shape if name == head else expected.get(name)
         if want is None:
             problems.append(f"{name} {list(shape)} is left over: the model of this config has no such tensor")
         elif shape != want:

@@ -1,4 +1,4 @@
-"""The ONE table between the tensors of a Qwen2.5-VL checkpoint and our parameters, usable in both directions.
+"""The ONE table between the tensors of a checkpoint and our parameters, usable in both directions.
 
 A row says what one layer's tensor is called, where it lives in our tree, and how its axes are laid out, in one
 pattern: "(kv group head) width -> width kv group head" reads "their axis 0 is kv * group * head, ours are four axes".
@@ -13,7 +13,7 @@ from collections.abc import Collection
 import numpy as np
 from jaxtyping import Shaped
 
-from moon_jax.config import ModelConfig, MoEConfig
+from moon_jax.config import ModelConfig, MoEConfig, VisionConfig
 
 # Prefixes of the two halves of the model in the layouts that occur: published ones (and what a fresh save_pretrained
 # of transformers 5 still writes), saved under the names of transformers 5, and the base model without its head.
@@ -22,7 +22,13 @@ LAYOUTS: dict[str, dict[str, str]] = {
     "v5": {"text": "model.language_model.", "vision": "model.visual."},
     "base": {"text": "language_model.", "vision": "visual."},
 }
-HEAD = "lm_head.weight"  # the same in all layouts; [vocab, width]; no part of the embedding model
+_TOWER = {"vision": "vision_tower.", "projector": "multi_modal_projector."}
+_INTERN_LAYOUTS: dict[str, dict[str, str]] = {
+    "hub": {"text": "language_model.model.", **_TOWER},
+    "v5": {"text": "model.language_model.", **{part: f"model.{prefix}" for part, prefix in _TOWER.items()}},
+    "base": {"text": "language_model.", **_TOWER},
+}
+HEAD = "lm_head.weight"  # [vocab, width]; no part of the embedding model
 
 _TEXT = {
     "embed_tokens.weight": ("embed", "vocab width"),
@@ -48,7 +54,7 @@ _EXPERTS = {  # ours alone: Qwen2.5-VL has none; named as the mixtures of the Qw
     "layers.{layer}.mlp.experts.{expert}.up_proj.weight": ("layers.moe.up", "ffn width -> width ffn"),
     "layers.{layer}.mlp.experts.{expert}.down_proj.weight": ("layers.moe.down", "width ffn -> ffn width"),
 }
-_VISION = {
+_ATTENTION = {
     "patch_embed.proj.weight": ("patch_embed", "width channel frame row col -> frame (channel row col) width"),
     "blocks.{layer}.norm1.weight": ("blocks.norm1", "width"),
     "blocks.{layer}.attn.qkv.weight": ("blocks.qkv", "(qkv heads head) width -> width qkv heads head"),
@@ -56,17 +62,72 @@ _VISION = {
     "blocks.{layer}.attn.proj.weight": ("blocks.proj", "width (heads head) -> heads head width"),
     "blocks.{layer}.attn.proj.bias": ("blocks.proj_bias", "width"),
     "blocks.{layer}.norm2.weight": ("blocks.norm2", "width"),
+}
+_MERGER = {
+    "merger.ln_q.weight": ("merger.norm", "width"),
+    "merger.mlp.0.weight": ("merger.fc1", "mid merged -> merged mid"),
+    "merger.mlp.0.bias": ("merger.fc1_bias", "mid"),
+    "merger.mlp.2.weight": ("merger.fc2", "out mid -> mid out"),
+    "merger.mlp.2.bias": ("merger.fc2_bias", "out"),
+}
+_QWEN2_5_MLP = {
     "blocks.{layer}.mlp.gate_proj.weight": ("blocks.gate", "ffn width -> width ffn"),
     "blocks.{layer}.mlp.gate_proj.bias": ("blocks.gate_bias", "ffn"),
     "blocks.{layer}.mlp.up_proj.weight": ("blocks.up", "ffn width -> width ffn"),
     "blocks.{layer}.mlp.up_proj.bias": ("blocks.up_bias", "ffn"),
     "blocks.{layer}.mlp.down_proj.weight": ("blocks.down", "width ffn -> ffn width"),
     "blocks.{layer}.mlp.down_proj.bias": ("blocks.down_bias", "width"),
-    "merger.ln_q.weight": ("merger.norm", "width"),
-    "merger.mlp.0.weight": ("merger.fc1", "mid merged -> merged mid"),
-    "merger.mlp.0.bias": ("merger.fc1_bias", "mid"),
-    "merger.mlp.2.weight": ("merger.fc2", "out mid -> mid out"),
-    "merger.mlp.2.bias": ("merger.fc2_bias", "out"),
+}
+_QWEN2_MLP = {
+    "blocks.{layer}.norm1.bias": ("blocks.norm1_bias", "width"),
+    "blocks.{layer}.norm2.bias": ("blocks.norm2_bias", "width"),
+    "blocks.{layer}.mlp.fc1.weight": ("blocks.up", "ffn width -> width ffn"),
+    "blocks.{layer}.mlp.fc1.bias": ("blocks.up_bias", "ffn"),
+    "blocks.{layer}.mlp.fc2.weight": ("blocks.down", "width ffn -> ffn width"),
+    "blocks.{layer}.mlp.fc2.bias": ("blocks.down_bias", "width"),
+    "merger.ln_q.bias": ("merger.norm_bias", "width"),
+}
+_VISION = {  # by `VisionConfig.kind`
+    "qwen2_5_vl": _ATTENTION | _QWEN2_5_MLP | _MERGER,
+    "qwen2_vl": _ATTENTION | _QWEN2_MLP | _MERGER,
+}
+_INTERN = {
+    "embeddings.cls_token": ("class_token", "one two width -> (one two width)"),
+    "embeddings.position_embeddings": ("position_table", "one positions width -> (one positions) width"),
+    "embeddings.patch_embeddings.projection.weight": (
+        "patch_embed", "(width frame) channel row col -> frame (channel row col) width",
+    ),
+    "embeddings.patch_embeddings.projection.bias": ("patch_bias", "width"),
+    "encoder.layer.{layer}.layernorm_before.weight": ("blocks.norm1", "width"),
+    "encoder.layer.{layer}.layernorm_before.bias": ("blocks.norm1_bias", "width"),
+    "encoder.layer.{layer}.attention.q_proj.weight": ("blocks.q", "(heads head) width -> width heads head"),
+    "encoder.layer.{layer}.attention.q_proj.bias": ("blocks.q_bias", "(heads head) -> heads head"),
+    "encoder.layer.{layer}.attention.q_norm.weight": ("blocks.q_norm", "(heads head) -> heads head"),
+    "encoder.layer.{layer}.attention.k_proj.weight": ("blocks.k", "(heads head) width -> width heads head"),
+    "encoder.layer.{layer}.attention.k_proj.bias": ("blocks.k_bias", "(heads head) -> heads head"),
+    "encoder.layer.{layer}.attention.k_norm.weight": ("blocks.k_norm", "(heads head) -> heads head"),
+    "encoder.layer.{layer}.attention.v_proj.weight": ("blocks.v", "(heads head) width -> width heads head"),
+    "encoder.layer.{layer}.attention.v_proj.bias": ("blocks.v_bias", "(heads head) -> heads head"),
+    "encoder.layer.{layer}.attention.projection_layer.weight": (
+        "blocks.proj", "width (heads head) -> heads head width",
+    ),
+    "encoder.layer.{layer}.attention.projection_layer.bias": ("blocks.proj_bias", "width"),
+    "encoder.layer.{layer}.lambda_1": ("blocks.layer_scale1", "width"),
+    "encoder.layer.{layer}.layernorm_after.weight": ("blocks.norm2", "width"),
+    "encoder.layer.{layer}.layernorm_after.bias": ("blocks.norm2_bias", "width"),
+    "encoder.layer.{layer}.mlp.fc1.weight": ("blocks.up", "ffn width -> width ffn"),
+    "encoder.layer.{layer}.mlp.fc1.bias": ("blocks.up_bias", "ffn"),
+    "encoder.layer.{layer}.mlp.fc2.weight": ("blocks.down", "width ffn -> ffn width"),
+    "encoder.layer.{layer}.mlp.fc2.bias": ("blocks.down_bias", "width"),
+    "encoder.layer.{layer}.lambda_2": ("blocks.layer_scale2", "width"),
+}  # fmt: skip
+_PROJECTOR = {
+    "layer_norm.weight": ("merger.norm", "merged"),
+    "layer_norm.bias": ("merger.norm_bias", "merged"),
+    "linear_1.weight": ("merger.fc1", "out merged -> merged out"),
+    "linear_1.bias": ("merger.fc1_bias", "out"),
+    "linear_2.weight": ("merger.fc2", "out mid -> mid out"),
+    "linear_2.bias": ("merger.fc2_bias", "out"),
 }
 
 Groups = tuple[tuple[str, ...], ...]  # per axis of an array, the named axes that are folded into it
@@ -77,7 +138,7 @@ class Row:
     """One parameter of ours and the tensor (of each layer) that holds it in a checkpoint.
 
     Attributes:
-        part: "text" or "vision", a key of a layout.
+        prefixes: what stands before the name, by layout.
         name: the tensor's name without the layout's prefix; has {layer} and {expert} where the parameter is stacked.
         path: where the parameter is in our tree.
         stack: lengths of the parameter's leading layer and expert axes, as far as it has them.
@@ -86,7 +147,7 @@ class Row:
         sizes: length of every named axis.
     """
 
-    part: str
+    prefixes: dict[str, str]
     name: str
     path: tuple[str, ...]
     stack: tuple[int, ...]
@@ -111,7 +172,7 @@ class Row:
 
     def hf_name(self, layout: str, place: tuple[int, ...] = ()) -> str:
         """Returns the tensor's name under a layout, at this place (layer, expert) of the stack."""
-        name = LAYOUTS[layout][self.part] + self.name
+        name = self.prefixes[layout] + self.name
         return name.format(**dict(zip(("layer", "expert"), place, strict=False)))
 
     def hf_names(self, layout: str) -> list[str]:
@@ -165,15 +226,43 @@ def table(config: ModelConfig, moe: MoEConfig | None = None) -> tuple[Row, ...]:
         "heads": vision.num_heads,
         "head": vision.head_dim,
         "ffn": vision.intermediate_size,
+        "one": 1,
+        "two": 1,
+        "positions": (vision.intern.image_size // vision.patch_size) ** 2 + 1,
         "merged": merged,
         "mid": merged,
         "out": text.hidden_size,
     }
     names = _TEXT | (_EXPERTS if experts else _DENSE)
-    rows = [_row("vision", name, *entry, {"layer": vision.depth}, vision_sizes) for name, entry in _VISION.items()]
+    prefixes, depth = layouts(vision.kind), {"layer": vision.depth}
+    of = lambda part: {layout: parts[part] for layout, parts in prefixes.items()}  # noqa: E731
+    tower = _intern_tower(vision) if vision.kind == "internvl" else _VISION[vision.kind]
+    rows = [_row(of("vision"), name, "vision", *entry, depth, vision_sizes) for name, entry in tower.items()]
+    if vision.kind == "internvl":
+        sizes = vision_sizes | {"mid": text.hidden_size}
+        rows += [_row(of("projector"), name, "vision", *entry, {}, sizes) for name, entry in _PROJECTOR.items()]
     stack = {"layer": text.num_hidden_layers, "expert": experts}
-    rows += [_row("text", name, *entry, stack, text_sizes) for name, entry in names.items()]
+    rows += [_row(of("text"), name, "text", *entry, stack, text_sizes) for name, entry in names.items()]
     return tuple(rows)
+
+
+def head_name(kind: str, layout: str) -> str:
+    """Returns the name of the output head under a layout."""
+    return f"language_model.{HEAD}" if kind == "internvl" and layout == "hub" else HEAD
+
+
+def layouts(kind: str) -> dict[str, dict[str, str]]:
+    """Returns the prefixes of the parts of a model by layout, for a kind of vision tower."""
+    return _INTERN_LAYOUTS if kind == "internvl" else LAYOUTS
+
+
+def _intern_tower(vision: VisionConfig) -> dict[str, tuple[str, str]]:
+    """Returns the rows that an InternViT of these choices has."""
+    absent = [] if vision.intern.attention_bias else ["q_bias", "k_bias", "v_bias"]
+    absent += [] if vision.intern.use_qk_norm else ["q_norm", "k_norm"]
+    absent += [] if vision.intern.norm_type == "layer_norm" else ["norm1_bias", "norm2_bias"]
+    gone = {f"blocks.{name}" for name in absent}
+    return {name: entry for name, entry in _INTERN.items() if entry[0] not in gone}
 
 
 def find_layout(names: Collection[str], rows: tuple[Row, ...]) -> str | None:
@@ -181,15 +270,18 @@ def find_layout(names: Collection[str], rows: tuple[Row, ...]) -> str | None:
 
     The names alone decide: the shape of config.json (flat or nested) does not go with them.
     """
-    found = {layout: sum(n in names for row in rows for n in row.hf_names(layout)) for layout in LAYOUTS}
+    found = {layout: sum(n in names for row in rows for n in row.hf_names(layout)) for layout in rows[0].prefixes}
     best = max(found, key=found.__getitem__)
     return best if found[best] else None
 
 
-def _row(part: str, name: str, path: str, pattern: str, stack: dict[str, int], sizes: dict[str, int]) -> Row:
+def _row(
+    prefixes: dict[str, str], name: str, root: str, path: str, pattern: str, stack: dict[str, int],
+    sizes: dict[str, int],
+) -> Row:  # fmt: skip
     theirs, _, ours = pattern.partition(" -> ")
     stacked = tuple(n for axis, n in stack.items() if f"{{{axis}}}" in name)
-    return Row(part, name, (part, *path.split(".")), stacked, _groups(theirs), _groups(ours or theirs), sizes)
+    return Row(prefixes, name, (root, *path.split(".")), stacked, _groups(theirs), _groups(ours or theirs), sizes)
 
 
 def _groups(axes: str) -> Groups:

@@ -13,9 +13,11 @@ from absl import logging
 from jaxtyping import Shaped
 
 from moon_jax.config import ModelConfig, MoEConfig
+from moon_jax.config_backbone import BACKBONES
 from moon_jax.data.strict_json import unique_json
+from moon_jax.data.tokenizer import INTERN_PAD
 from moon_jax.hf.config import CheckpointInfo, write_config
-from moon_jax.hf.names import HEAD, Row, table
+from moon_jax.hf.names import Row, head_name, layouts, table
 from moon_jax.moe.routing import CATEGORY_EXPERT, attribute_expert, general_experts
 from moon_jax.weights.folder import tokenizer_files
 from moon_jax.weights.source import LM_HEAD, Source, WeightsError, check
@@ -57,7 +59,7 @@ def save_hf(
         progress: called with a number of bytes after each piece that was written; they add up to those of `source`.
 
     Raises:
-        LoadError: sizes that no Qwen2.5-VL has.
+        LoadError: sizes that no published model has.
         WeightsError: parameters that do not fit the sizes, a full disk, no tokenizer, or one without vision tokens.
     """
     folder = pathlib.Path(folder)
@@ -66,7 +68,10 @@ def save_hf(
     files = tokenizer_files(pathlib.Path(tokenizer_folder))
     special = _special_tokens(files["tokenizer.json"], tokenizer_folder)
     tied = spec.tied and LM_HEAD not in source.leaves
-    info = CheckpointInfo(**{name: special[token] for name, token in _IDS.items()}, tied=tied, dtype=_dtype(source))
+    ids = {name: special[token] for name, token in _IDS.items()}
+    if spec.model.vision.kind == "internvl":
+        ids = dict.fromkeys(_IDS) | {"image_token_id": special.get(INTERN_PAD, ids["image_token_id"])}
+    info = CheckpointInfo(**ids, tied=tied, dtype=_dtype(source))
     ends = {"bos_token_id": special[_END], "eos_token_id": special[_TURN_END]}
     files["config.json"] = _json(write_config(spec.model, spec.moe, info, info.dtype, ends))
     greedy = ends | {"eos_token_id": [special[_TURN_END], special[_END]], "pad_token_id": special[_END]}
@@ -76,12 +81,13 @@ def save_hf(
         files["README.md"] = notes.encode()
 
     tensors = {name: (row.hf_shape, source.leaves[row.leaf].dtype) for row in rows for name in row.hf_names(_LAYOUT)}
+    head = head_name(spec.model.vision.kind, _LAYOUT)
     if LM_HEAD in source.leaves:
-        tensors[HEAD] = (source.leaves[LM_HEAD].shape, source.leaves[LM_HEAD].dtype)
+        tensors[head] = (source.leaves[LM_HEAD].shape, source.leaves[LM_HEAD].dtype)
     writer = TensorWriter(folder, tensors, max_shard_bytes, {"format": "pt"})
     with writer, concurrent.futures.ThreadPoolExecutor(1, "write") as pool:
         last = None
-        for name, start, weight in _pieces(source, rows):  # one piece is read while the one before is written
+        for name, start, weight in _pieces(source, rows, head):  # one piece is read while the one before is written
             if last:
                 last.result()
             last = pool.submit(_write, writer, name, start, weight, progress)
@@ -94,7 +100,7 @@ def save_hf(
     return writer.digests() | {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
 
 
-def _pieces(source: Source, rows: tuple[Row, ...]) -> Iterator[tuple[str, int, np.ndarray]]:
+def _pieces(source: Source, rows: tuple[Row, ...], head: str) -> Iterator[tuple[str, int, np.ndarray]]:
     """Gives (tensor name, first row, these rows in the checkpoint's axes, perhaps a view), in the order of the file."""
     for row in rows:
         for place in np.ndindex(row.stack):
@@ -104,7 +110,7 @@ def _pieces(source: Source, rows: tuple[Row, ...]) -> Iterator[tuple[str, int, n
             else:
                 yield from _rows(source, row.leaf, row.hf_name(_LAYOUT))
     if LM_HEAD in source.leaves:
-        yield from _rows(source, LM_HEAD, HEAD)
+        yield from _rows(source, LM_HEAD, head)
 
 
 def _rows(source: Source, leaf: str, name: str) -> Iterator[tuple[str, int, np.ndarray]]:
@@ -155,7 +161,7 @@ def _json(values: Mapping[str, Any]) -> bytes:
 
 def _notes(model: ModelConfig, moe: MoEConfig) -> str:
     """Returns the README.md of what transformers cannot compute; empty for a model that it can."""
-    parts = []
+    parts, backbone = [], BACKBONES[model.vision.kind]
     if model.attention != "causal":
         logging.warning("the model attends %s; transformers computes it causal, with other results", model.attention)
         parts.append(_BIDIRECTIONAL)
@@ -178,9 +184,11 @@ def _notes(model: ModelConfig, moe: MoEConfig) -> str:
                 general=general,
                 tensors=count,
                 numbers=f"{numbers:,}",
+                architecture=backbone.architecture,
+                prefix=layouts(model.vision.kind)[_LAYOUT]["text"],
             )
         )
-    return "\n".join(["## How this checkpoint differs from Qwen2.5-VL\n", *parts]) if parts else ""
+    return "\n".join([f"## How this checkpoint differs from {backbone.title}\n", *parts]) if parts else ""
 
 
 _BIDIRECTIONAL = """\
@@ -190,16 +198,16 @@ the key `moon` of config.json). transformers loads all weights, but attends caus
 
 _EXPERTS = """\
 **Experts.** The feed-forward network of every language layer is a guided mixture of {n} experts. All other tensors have
-the published names and load in `Qwen2_5_VLForConditionalGeneration`, which reports exactly `mlp.gate_proj`,
+the published names and load in `{architecture}`, which reports exactly `mlp.gate_proj`,
 `mlp.up_proj` and `mlp.down_proj` of every layer as missing (it draws them at random: its outputs mean nothing) and the
 {tensors} tensors of the table ({numbers} numbers) as unexpected.
 
 | tensor, for layer i = 0 .. {layers} - 1 | shape | what it is |
 | --- | --- | --- |
-| `model.layers.{{i}}.mlp.gate.weight` | [{n}, {width}] | the router, a row of logits per expert; applied in float32 |
-| `model.layers.{{i}}.mlp.experts.{{e}}.gate_proj.weight` | [{ffn}, {width}] | expert e = 0 .. {n} - 1 |
-| `model.layers.{{i}}.mlp.experts.{{e}}.up_proj.weight` | [{ffn}, {width}] | |
-| `model.layers.{{i}}.mlp.experts.{{e}}.down_proj.weight` | [{width}, {ffn}] | |
+| `{prefix}layers.{{i}}.mlp.gate.weight` | [{n}, {width}] | the router, a row of logits per expert; applied in float32 |
+| `{prefix}layers.{{i}}.mlp.experts.{{e}}.gate_proj.weight` | [{ffn}, {width}] | expert e = 0 .. {n} - 1 |
+| `{prefix}layers.{{i}}.mlp.experts.{{e}}.up_proj.weight` | [{ffn}, {width}] | |
+| `{prefix}layers.{{i}}.mlp.experts.{{e}}.down_proj.weight` | [{width}, {ffn}] | |
 
 An expert computes `down(silu(gate(x)) * up(x))`. Expert {category} is the category expert, expert {attribute} the
 attribute expert; the others ({general}) are general. Every token visits its {top_k} best general experts by router

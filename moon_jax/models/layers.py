@@ -78,3 +78,13 @@ def rms_norm(x: Float[Array, "*b d"], weight: Float[Array, " d"], eps: float) ->
     x32 = x.astype(jnp.float32)
     x32 = x32 * lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
     return x32.astype(x.dtype) * weight.astype(x.dtype)
+
+
+def layer_norm(
+    x: Float[Array, "*b d"], weight: Float[Array, " d"], bias: Float[Array, " d"], eps: float
+) -> Float[Array, "*b d"]:
+    """Returns (x - mean) / deviation * weight + bias, all of it in float32, cast back (torch's LayerNorm)."""
+    x32 = x.astype(jnp.float32)
+    x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    x32 = x32 * lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return (x32 * weight.astype(jnp.float32) + bias.astype(jnp.float32)).astype(x.dtype)

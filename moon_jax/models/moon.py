@@ -14,14 +14,18 @@ from moon_jax.config import ModelConfig, MoEConfig
 from moon_jax.models import head as heads
 from moon_jax.models.text import TextModel
 from moon_jax.models.vision import VisionTower
+from moon_jax.models.vision_intern import InternTower
 from moon_jax.parallel.mesh import partition_spec
+
+# By `VisionConfig.kind`: (patches, pictures, windows, positions) of a batch shard -> its visual tokens.
+TOWERS = {"qwen2_5_vl": VisionTower, "qwen2_vl": VisionTower, "internvl": InternTower}
 
 
 class Moon(nnx.Module):
     """Vision tower and language model; `embed` pools the last hidden states of every document of a batch shard."""
 
     def __init__(self, config: ModelConfig, moe: MoEConfig, rngs: nnx.Rngs):
-        self.vision = VisionTower(config, rngs)
+        self.vision = TOWERS[config.vision.kind](config, rngs)
         self.text = TextModel(config, moe, rngs)
 
     def hidden(

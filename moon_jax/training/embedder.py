@@ -90,6 +90,7 @@ class Embedder:
         batch_documents: int = 0,
         on_error: str = "",
         whole: bool = False,
+        alike: bool = False,
     ) -> Iterator[Part]:
         """Yields the vectors batch by batch, on every process; while one is computed, the next ones are prepared.
 
@@ -102,6 +103,7 @@ class Embedder:
             batch_documents: of a shard of a batch; 0 = `config.eval.batch_documents`.
             on_error: instead of `config.data.on_error`.
             whole: see `DocumentBatches`.
+            alike: so is this.
 
         Raises:
             DataError: from `windows`, or a picture cannot be read.
@@ -116,7 +118,7 @@ class Embedder:
             places = [place for place, document in enumerate(window) if document is not None]
             return places, DocumentBatches(
                 [window[place] for place in places], self.tokenizer, config, batch_shards(self.mesh),
-                host_shards(self.mesh), batch_documents=batch_documents, whole=whole,
+                host_shards(self.mesh), batch_documents=batch_documents, whole=whole, alike=alike,
             )  # fmt: skip
 
         number, first = start
@@ -181,7 +183,7 @@ def _fetch(
             f"{bad.sum()} of {len(bad)} vectors of a batch are not finite: are the weights what they should be?"
         )
     left_out = {int(row): left_out.get(int(row), _ELSEWHERE) for row in rows[~vectors.any(axis=1)]}
-    return Part(window, number, rows, vectors, left_out, total(info))
+    return Part(window, number, rows, vectors, left_out, total(info, out.sharding.mesh))
 
 
 def _check_same_plan(batches: DocumentBatches) -> None:

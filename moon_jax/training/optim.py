@@ -19,6 +19,9 @@ FREEZE: dict[str, Callable[[str], bool]] = {
 }
 
 
+_VECTORS = ("norm", "bias", "layer_scale", "class_token", "position_table")  # do not decay
+
+
 def split_frozen(params: Any, words: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns (what learns, what does not): two trees of nested dicts that hold each leaf of `params` once.
 
@@ -81,6 +84,4 @@ def _routers(params: Any) -> Any:
 
 
 def _decays(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: not any(word in path[-1].key for word in ("norm", "bias")), params
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, _: not any(word in path[-1].key for word in _VECTORS), params)

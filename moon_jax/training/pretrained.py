@@ -8,7 +8,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from moon_jax.config import DataConfig
+from moon_jax.config import DataConfig, GroundingConfig
+from moon_jax.config_backbone import BACKBONES
 from moon_jax.data import tokenizer
 from moon_jax.data.strict_json import unique_json
 from moon_jax.hf.config import CheckpointInfo, read_config, read_moe
@@ -73,7 +74,11 @@ class Pretrained(contextlib.AbstractContextManager):
                 ("vision_start_token_id", self.info.vision_start_token_id, words.vision_start),
                 ("vision_end_token_id", self.info.vision_end_token_id, words.vision_end),
             ]
-            wrong = [f"{name} is {given}, the tokenizer has {found}" for name, given, found in ids if given != found]
+            wrong = [
+                f"{name} is {given}, the tokenizer has {found}"
+                for name, given, found in ids
+                if given not in (None, found)
+            ]
             if wrong:
                 raise tokenizer.TokenizerError(
                     f"{self.tokenizer_folder} has config.json and tokenizer.json of two models: {', '.join(wrong)}"
@@ -168,7 +173,8 @@ def _hf(folder: pathlib.Path, verify: bool) -> Pretrained:
     moe = read_moe(folder)
     dtype = "bfloat16" if info.dtype == "bfloat16" else "float32"
     model = dataclasses.replace(model, dtype=dtype)
-    spec = ModelSpec(model, moe, _UNTRAINED, info.tied)
+    said = GroundingConfig(coordinates=BACKBONES[model.vision.kind].coordinates)
+    spec = ModelSpec(model, moe, dataclasses.replace(_UNTRAINED, grounding=said), info.tied)
     before: dict[str, Any] = {}
     if (folder / MOON_JSON).exists():
         described = read_description(folder)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moon_jax.config import PromptConfig
+from moon_jax.config_backbone import BACKBONES
 from moon_jax.weights.spec import ModelSpec
 
 _ROOTS = {"hf": "a Hugging Face folder", "model": "a model folder", "training": "a training run"}
@@ -22,9 +23,10 @@ def markdown(
             "step": ..., "origin": the one before}; all but the kind may be missing.
         layout: "moon_jax", or "hf" for a folder that transformers reads.
     """
+    title = BACKBONES[spec.model.vision.kind].title
     sections = [
         _front_matter(spec),
-        "# " + ("MOON: a guided mixture of experts on Qwen2.5-VL" if spec.moe.experts else "Qwen2.5-VL as an encoder"),
+        "# " + (f"MOON: a guided mixture of experts on {title}" if spec.moe.experts else f"{title} as an encoder"),
         "Turns a product (pictures, title, category, attributes) or a query into one unit vector; vectors of things "
         "that belong together have a large dot product. Written by moon_jax; `moon.json` says the same to programs.",
         "## Load it",
@@ -62,7 +64,8 @@ scores = encoder.similarity(queries, items)  # cosines, one row a query
 
 For many records: `python -m moon_jax.embed --model=PATH_OF_THIS_FOLDER --input=records.jsonl --output=FOLDER`."""
     if layout == "hf":
-        text += "\n\n`Qwen2_5_VLForConditionalGeneration.from_pretrained` of transformers reads this folder"
+        architecture = BACKBONES[spec.model.vision.kind].architecture
+        text += f"\n\n`{architecture}.from_pretrained` of transformers reads this folder"
         if spec.moe.experts:
             text += " but not its experts, which only moon_jax knows."
         elif spec.model.attention != "causal":

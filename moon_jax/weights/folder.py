@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
+from moon_jax.config_backbone import InternConfig
 from moon_jax.data.strict_json import unique_json
 from moon_jax.weights import card
 from moon_jax.weights.source import LM_HEAD, Index, Leaf, Source, WeightsError
@@ -37,7 +38,8 @@ TOKENIZER_FILES = (
     "merges.txt", "chat_template.json", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
 SHARD_BYTES = 2 << 30
-_FORMAT, _VERSION = "moon_jax", 1
+_FORMAT, _VERSION = "moon_jax", 2
+_ONE_BACKBONE = 1  # the version that knew only Qwen2.5-VL, and so did not say which
 _ROWS_BYTES = 32 << 20  # of a table of tokens, read and written at a time
 _CHUNK = 4 << 20
 
@@ -118,8 +120,12 @@ def read_description(folder: pathlib.Path) -> Description:
         raise WeightsError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(values, dict) or values.get("format") != _FORMAT:
         raise WeightsError(f"{path} is not the description of a model of moon_jax (format: {_FORMAT!r})")
-    if values.get("version") != _VERSION:
-        raise WeightsError(f"{path} has the version {values.get('version')!r}; this program reads version {_VERSION}")
+    if values.get("version") not in (_ONE_BACKBONE, _VERSION):
+        raise WeightsError(
+            f"{path} has the version {values.get('version')!r}; this program reads up to version {_VERSION}"
+        )
+    if values["version"] == _ONE_BACKBONE:
+        values = _with_backbone(values)
     groups = {name: values.get(name, {}) for name in ("weights", "files", "origin")}
     if not all(isinstance(group, dict) for group in groups.values()) or not all(
         isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
@@ -127,6 +133,14 @@ def read_description(folder: pathlib.Path) -> Description:
     ):
         raise WeightsError(f"{path} is damaged: weights, files and origin must be objects as this program writes them")
     return Description(parse(values, str(path)), **groups)
+
+
+def _with_backbone(values: dict[str, Any]) -> dict[str, Any]:
+    model = values.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("vision"), dict):
+        return values  # `parse` says what is wrong with it
+    kind = {"kind": "qwen2_5_vl", "intern": dataclasses.asdict(InternConfig())}
+    return values | {"model": model | {"vision": model["vision"] | kind}}
 
 
 def check_files(folder: pathlib.Path, files: Mapping[str, Mapping[str, Any]], verify: bool) -> None:

@@ -5,7 +5,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from moon_jax.config import Config, ConfigError, DataConfig, ModelConfig, MoEConfig, PromptConfig, resolve, to_dict
-from moon_jax.data.patches import MEAN, STD
+from moon_jax.config_backbone import BACKBONES
+from moon_jax.data.grids import tile_limits
+from moon_jax.data.patches import statistics
 from moon_jax.weights.source import WeightsError
 
 # [ours] Around a document for a model that was not trained with another prompt: one turn of Qwen's chat form.
@@ -88,23 +90,37 @@ def _compare(values: Mapping[str, Any], expected: Mapping[str, Any], path: str, 
 def preprocessor_config(spec: ModelSpec) -> dict[str, Any]:
     """Returns the preprocessor_config.json that makes transformers' image processor give our pixels."""
     vision, data = spec.model.vision, spec.data
-    return {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "processor_class": "Qwen2_5_VLProcessor",
-        "min_pixels": data.min_pixels,
-        "max_pixels": data.max_pixels,
-        "size": {"shortest_edge": data.min_pixels, "longest_edge": data.max_pixels},
-        "patch_size": vision.patch_size,
-        "temporal_patch_size": vision.temporal_patch_size,
-        "merge_size": vision.spatial_merge_size,
+    if vision.kind == "internvl":
+        tile = vision.intern.image_size
+        fewest, most = tile_limits(data.min_pixels, data.max_pixels, tile)
+        sizes = {
+            "image_processor_type": "GotOcr2ImageProcessor",
+            "crop_to_patches": True,
+            "min_patches": fewest,
+            "max_patches": most,
+            "size": {"height": tile, "width": tile},
+        }
+    else:
+        sizes = {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "min_pixels": data.min_pixels,
+            "max_pixels": data.max_pixels,
+            "size": {"shortest_edge": data.min_pixels, "longest_edge": data.max_pixels},
+            "patch_size": vision.patch_size,
+            "temporal_patch_size": vision.temporal_patch_size,
+            "merge_size": vision.spatial_merge_size,
+        }
+    mean, std = statistics(vision.kind)
+    return sizes | {
+        "processor_class": BACKBONES[vision.kind].processor,
         "do_convert_rgb": True,
         "do_resize": True,
         "resample": 3,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": MEAN.tolist(),
-        "image_std": STD.tolist(),
+        "image_mean": mean.tolist(),
+        "image_std": std.tolist(),
     }
 
 
@@ -119,15 +135,18 @@ def read_preprocessor(settings: Mapping[str, Any], spec: ModelSpec, where: str) 
     Raises:
         WeightsError: names every setting that asks for other pixels than ours.
     """
-    ours = preprocessor_config(spec)
-    fixed = [
-        n for n in ours if n not in ("min_pixels", "max_pixels", "size", "image_processor_type", "processor_class")
-    ]
+    ours, tiled = preprocessor_config(spec), spec.model.vision.kind == "internvl"
+    free = ("min_pixels", "max_pixels", "image_processor_type", "processor_class")
+    # InternVLProcessor cuts tiles whatever the file of its image processor says
+    free += ("min_patches", "max_patches", "crop_to_patches") if tiled else ("size",)
+    fixed = [n for n in ours if n not in free]
     problems = [
         f"{name} is {settings[name]!r}; the model needs or computes {ours[name]!r}"
         for name in fixed
         if name in settings and not _same(settings[name], ours[name])
     ]
+    if tiled:
+        return _with_tiles(settings, spec, problems, where)
     size = settings.get("size") or {}
     limits = {}
     for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
@@ -144,7 +163,21 @@ def read_preprocessor(settings: Mapping[str, Any], spec: ModelSpec, where: str) 
     return dataclasses.replace(spec, data=dataclasses.replace(spec.data, **limits))
 
 
+def _with_tiles(settings: Mapping[str, Any], spec: ModelSpec, problems: list[str], where: str) -> ModelSpec:
+    """Returns the spec with a budget of pixels that gives the numbers of tiles of a preprocessor_config.json."""
+    fewest, most = settings.get("min_patches", 1), settings.get("max_patches", 12)
+    if type(fewest) is not int or type(most) is not int or not 1 <= fewest <= most:
+        problems = [*problems, f"min_patches and max_patches must be 1 <= min <= max, got {fewest!r} and {most!r}"]
+    if problems:
+        raise WeightsError(f"{where} cannot be used:\n" + "\n".join(f"  - {p}" for p in problems))
+    area = spec.model.vision.intern.image_size**2
+    data = dataclasses.replace(spec.data, min_pixels=fewest * area, max_pixels=most * area)
+    return dataclasses.replace(spec, data=data)
+
+
 def _same(a: Any, b: Any) -> bool:
+    if isinstance(b, dict):
+        return isinstance(a, Mapping) and a.keys() == b.keys() and all(_same(a[name], b[name]) for name in b)
     if isinstance(b, list):
         return isinstance(a, list) and len(a) == len(b) and all(map(_same, a, b))
     if isinstance(b, bool):

@@ -163,6 +163,23 @@ def test_a_batch_that_needs_more_than_its_share_of_rows_takes_the_worst_case_sha
     assert_same(tight[0].arrays, whole[0].arrays)
 
 
+def test_a_share_of_the_slots_and_hosts_that_need_more(dataset, tokens):
+    whole = make(dataset, tokens, shards=2)
+    used = int((whole[0].arrays["patch_picture"] > 0).any(axis=-1).sum(axis=-1).max())
+    enough = make(dataset, tokens, with_data(slot_share=used / whole.shape.image_slots), shards=2)
+    assert enough.shape.image_slots == used < whole.shape.image_slots == enough.largest.image_slots
+    small = enough[0].arrays
+    assert small["patches"].shape[1] == used
+    assert enough.agree(small, lambda n: n) is small
+    assert_same(enough.agree(small, lambda _: 1), whole[0].arrays)  # another host needs more
+    tight = make(dataset, tokens, with_data(slot_share=0.01), shards=2)
+    assert tight.shape.image_slots == 1
+    assert_same(tight[0].arrays, whole[0].arrays)
+    asked = []
+    tight.agree(tight[0].arrays, lambda n: asked.append(n) or n)
+    assert asked == [1]
+
+
 def test_hosts_whose_batches_need_different_rows_agree_on_the_worst_case(dataset, tokens):
     """Over 24 steps some hosts are above a tight share and some are not; none knows of the other's documents."""
     whole = make(dataset, tokens, shards=2)
@@ -174,7 +191,8 @@ def test_hosts_whose_batches_need_different_rows_agree_on_the_worst_case(dataset
         own = [host[step].arrays for host in hosts]
         rows = [arrays["tokens"].shape[1] for arrays in own]
         seen.add(tuple(rows))
-        agreed = [host.agree(arrays, lambda _, rows=rows: max(rows)) for host, arrays in zip(hosts, own, strict=True)]
+        large = [count != host.shape.rows for count, host in zip(rows, hosts, strict=True)]
+        agreed = [host.agree(arrays, lambda _, n=large: max(n)) for host, arrays in zip(hosts, own, strict=True)]
         joined = {name: np.concatenate([arrays[name] for arrays in agreed]) for name in agreed[0]}
         expected = {name: array[:, : max(rows)] for name, array in whole[step].arrays.items()}
         expected["positions"] = whole[step].arrays["positions"][:, :, : max(rows)]

@@ -79,6 +79,61 @@ def test_columns_are_named(tmp_path):
         read(tmp_path, columns=(("images", "Bild"),))
 
 
+BOXES = {
+    "1": ("a.jpg", "[10, 20, 30.5, 40]", [(10, 20, 30.5, 40)]),
+    "2": ("a.jpg", "10 20 30 40", [(10, 20, 30, 40)]),
+    "3": ("a.jpg", "(10,20, 30;40)", [(10, 20, 30, 40)]),
+    "4": ("a.jpg", "", [None]),
+    "5": ("a.jpg|b.jpg|c.jpg", "1 2 3 4||5 6 7 8", [(1, 2, 3, 4), None, (5, 6, 7, 8)]),
+    "6": ("a.jpg|b.jpg", "[null, [1, 2, 3, 4]]", [None, (1, 2, 3, 4)]),
+    "7": ("a.jpg|b.jpg", "[1,2,3,4]|[5,6,7,8]", [(1, 2, 3, 4), (5, 6, 7, 8)]),
+    "8": ("a.jpg|b.jpg", "", [None, None]),
+    "9": ("a.jpg", "[[1, 2, 3, 4]]", [(1, 2, 3, 4)]),
+    "10": ("", "", []),
+    "11": ("a.jpg|b.jpg", "|", [None, None]),
+}
+
+
+def test_boxes_stand_beside_their_pictures(tmp_path):
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        rows = [("sku", "title", "Bild", "bbox"), *((i, "t", images, boxes) for i, (images, boxes, _) in BOXES.items())]
+        csv.writer(file).writerows(rows)
+    found = read(tmp_path, columns=(("images", "Bild"),)).products
+    for item_id, (_, _, boxes) in BOXES.items():
+        assert [image.box for image in found[item_id].images] == boxes, item_id
+    (tmp_path / "a.csv").unlink()
+    rows = [
+        {"id": "a", "image": "a.jpg", "box": [1, 2, 3, 4]},
+        {"id": "b", "images": ["a.jpg", "b.jpg"], "box": [[1, 2, 3, 4], None]},
+        {"id": "c", "images": ["a.jpg", "b.jpg"], "box": None},
+        {"id": "d", "images": ["a.jpg"], "box": []},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read(tmp_path).products.values()
+    assert [[i.box for i in p.images] for p in found] == [[(1, 2, 3, 4)], [(1, 2, 3, 4), None], [None] * 2, [None]]
+    assert "box" not in read(tmp_path).report["columns_not_read"]
+
+
+@pytest.mark.parametrize(
+    ("images", "box", "message"),
+    [
+        ("a.jpg|b.jpg", "1 2 3 4", r"a\.csv:2: boxes: must be one box or nothing for each of the 2 images"),
+        ("a.jpg", "1 2 3 4|5 6 7 8", "one box or nothing for each of the 1 images"),
+        ("", "1 2 3 4", "one box or nothing for each of the 0 images"),
+        ("a.jpg", "1 2 3", "images box: must be null or four finite numbers"),
+        ("a.jpg", "30 2 3 40", "must have x1 < x2 and y1 < y2"),
+        ("a.jpg", "left", "boxes: must be four numbers, is 'left'"),
+        ("a.jpg", "[1, 2, 3, NaN]", "boxes: must be one box or nothing"),
+        ("a.jpg", "1 2 3 nan", "images box: must be null or four finite numbers"),
+        ("a.jpg", "7", "boxes: must be one box or nothing"),
+    ],
+)
+def test_boxes_that_cannot_be_used_are_named(tmp_path, images, box, message):
+    (tmp_path / "a.csv").write_text(f'title,image,box\nt,{images},"{box}"\n')
+    with pytest.raises(DataError, match=message):
+        read(tmp_path)
+
+
 BAD = {
     "cells": (b"1,a\n", r"a\.csv:3: line: has 2 cells, the header has 3"),
     "many_cells": (b"1,a,b,c\n", r"a\.csv:3: line: has 4 cells"),

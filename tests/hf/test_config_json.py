@@ -5,10 +5,10 @@ import json
 
 import pytest
 import tiny_checkpoint
-from transformers import Qwen2_5_VLConfig
+from transformers import InternVLConfig, Qwen2_5_VLConfig, Qwen2VLConfig
 
-from moon_jax.config import ModelConfig
-from moon_jax.hf.config import LoadError, read_config
+from moon_jax.config import ModelConfig, MoEConfig
+from moon_jax.hf.config import LoadError, read_config, write_config
 
 # The published 3B config, as far as it matters: most vision fields are absent, two have names that nothing reads.
 HUB_3B = {
@@ -96,6 +96,50 @@ def test_every_field_is_what_transformers_reads(tmp_path, config):
         assert getattr(info, f"{name}_token_id") == getattr(theirs, f"{name}_token_id")
 
 
+# Qwen2-VL-2B's published config, as far as it matters. GME-Qwen2-VL-2B has the same sizes.
+HUB_QWEN2_2B = {
+    "architectures": ["Qwen2VLForConditionalGeneration"], "bos_token_id": 151643, "eos_token_id": 151645,
+    "vision_start_token_id": 151652, "vision_end_token_id": 151653, "vision_token_id": 151654,
+    "image_token_id": 151655, "video_token_id": 151656, "hidden_act": "silu", "hidden_size": 1536,
+    "intermediate_size": 8960, "max_position_embeddings": 32768, "max_window_layers": 28, "model_type": "qwen2_vl",
+    "num_attention_heads": 12, "num_hidden_layers": 28, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0, "sliding_window": 32768, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+    "use_cache": True, "use_sliding_window": False,
+    "vision_config": {
+        "depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "in_chans": 3, "hidden_size": 1536,
+        "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14, "temporal_patch_size": 2,
+    },
+    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "vocab_size": 151936,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        HUB_QWEN2_2B,
+        change(HUB_QWEN2_2B, vision_config={"hidden_size": 1536, "in_chans": 7}),
+        change(HUB_QWEN2_2B, vision_config__mlp_ratio=2, vision_config__model_type="qwen2_vl", rope_theta=None),
+    ],
+)
+def test_every_field_of_qwen2_vl_is_what_transformers_reads(tmp_path, config):
+    model, info = read_config(write(tmp_path, config))
+    theirs = Qwen2VLConfig.from_pretrained(tmp_path)
+    text, vision = theirs.text_config, theirs.vision_config
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                 "num_key_value_heads", "rms_norm_eps"):  # fmt: skip
+        assert getattr(model.text, name) == getattr(text, name), name
+    assert model.text.rope_theta == text.rope_parameters["rope_theta"]
+    assert list(model.text.mrope_section) == text.rope_parameters["mrope_section"]
+    for name in ("depth", "num_heads", "in_channels", "patch_size", "spatial_merge_size", "temporal_patch_size"):
+        assert getattr(model.vision, name) == getattr(vision, name), name
+    assert (model.vision.kind, model.vision.hidden_size) == ("qwen2_vl", vision.embed_dim)
+    assert model.vision.intermediate_size == vision.embed_dim * vision.mlp_ratio
+    assert vision.hidden_size == model.text.hidden_size
+    assert info.tied == theirs.tie_word_embeddings
+    again = write_config(model, MoEConfig(experts=0), info, "bfloat16")
+    assert read_config(write(tmp_path, again)) == (model, info)
+
+
 def test_full_attention_beyond_the_depth_means_nothing(tmp_path):
     model, _ = read_config(write(tmp_path, change(FLAT, vision_config__fullatt_block_indexes=[1, 7, 15])))
     assert model.vision.fullatt_block_indexes == (1,)
@@ -104,7 +148,8 @@ def test_full_attention_beyond_the_depth_means_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (change(FLAT, model_type="qwen2_vl"), "model_type is 'qwen2_vl'"),
+        (change(FLAT, model_type="llama"), r"model_type is 'llama'; what can be loaded is .*'qwen2_vl' \(Qwen2-VL\)"),
+        (change(FLAT, model_type=["qwen2_vl"]), r"model_type is \['qwen2_vl'\]"),
         (change(FLAT, model_type=None), "model_type is None"),
         (change(FLAT, use_sliding_window=True), "sliding-window"),  # max_window_layers 2 of 3 layers
         (change(NESTED, text_config__layer_types=["full_attention", "sliding_attention"]), "sliding-window"),
@@ -117,6 +162,10 @@ def test_full_attention_beyond_the_depth_means_nothing(tmp_path):
         (change(FLAT, image_token_id=1.5), "image_token_id"),
         (change(FLAT, vision_config__out_hidden_size=None), "out_hidden_size 3584 must be the text hidden_size 24"),
         (change(FLAT, vision_config__hidden_act="quick_gelu"), "vision hidden_act"),
+        (change(HUB_QWEN2_2B, vision_config__hidden_size=1280), "hidden_size 1280 must be the text hidden_size 1536"),
+        (change(HUB_QWEN2_2B, vision_config__hidden_act="gelu"), "'gelu'; only 'quick_gelu' is computed"),
+        (change(HUB_QWEN2_2B, vision_config__mlp_ratio=4.5), "mlp_ratio must be a positive integer, got 4.5"),
+        (change(HUB_QWEN2_2B, vision_config__embed_dim=24), "embed_dim 24 must be a multiple of 4"),
         (change(FLAT, vision_config__num_heads=8), "4 \\* num_heads"),
         (change(FLAT, vision_config__window_size=5), "window_size 5"),
         (change(FLAT, vision_config__fullatt_block_indexes=7), "fullatt_block_indexes must be a list"),
@@ -161,3 +210,81 @@ def test_a_key_twice_or_a_link_out_of_the_folder(tmp_path):
     (tmp_path / "model" / "config.json").symlink_to("../config.json")
     with pytest.raises(LoadError, match=r"config\.json is a link that leads out of the folder"):
         read_config(tmp_path / "model")
+
+
+# InternVL3-2B's published config, as far as it matters.
+HUB_INTERNVL_2B = {
+    "architectures": ["InternVLForConditionalGeneration"], "model_type": "internvl", "downsample_ratio": 0.5,
+    "image_seq_length": 256, "image_token_id": 151667, "projector_hidden_act": "gelu", "torch_dtype": "bfloat16",
+    "vision_feature_layer": -1, "vision_feature_select_strategy": "default",
+    "text_config": {
+        "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 1536, "intermediate_size": 8960,
+        "max_position_embeddings": 32768, "max_window_layers": 70, "num_attention_heads": 12, "num_hidden_layers": 28,
+        "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": None,
+        "rope_scaling": {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"}, "use_sliding_window": False,
+        "vocab_size": 151674,
+    },
+    "vision_config": {
+        "model_type": "internvl_vision", "attention_bias": True, "hidden_act": "gelu", "hidden_size": 1024,
+        "image_size": [448, 448], "intermediate_size": 4096, "layer_norm_eps": 1e-06, "layer_scale_init_value": 0.1,
+        "norm_type": "layer_norm", "num_attention_heads": 16, "num_channels": 3, "num_hidden_layers": 24,
+        "patch_size": [14, 14], "use_absolute_position_embeddings": True, "use_mask_token": False,
+        "use_mean_pooling": True, "use_qk_norm": False,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        HUB_INTERNVL_2B,
+        change(HUB_INTERNVL_2B, vision_config={}, image_token_id=None, text_config__rope_scaling=None),
+        change(HUB_INTERNVL_2B, text_config__rope_theta=None, vision_config__image_size=224, tie_word_embeddings=False,
+               image_seq_length=64),
+        change(HUB_INTERNVL_2B, vision_config__use_qk_norm=True, vision_config__norm_type="rms_norm"),
+    ],
+)  # fmt: skip
+def test_every_field_of_internvl_is_what_transformers_reads(tmp_path, config):
+    model, info = read_config(write(tmp_path, config))
+    theirs = InternVLConfig.from_pretrained(tmp_path)
+    text, vision, ours = theirs.text_config, theirs.vision_config, model.vision
+    for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+                 "num_key_value_heads", "rms_norm_eps"):  # fmt: skip
+        assert getattr(model.text, name) == getattr(text, name), name
+    assert model.text.rope_theta == text.rope_parameters["rope_theta"]
+    assert model.text.mrope_section == (model.text.head_dim // 2, 0, 0)
+    assert ours.kind == "internvl"
+    for name, other in (("depth", "num_hidden_layers"), ("hidden_size", "hidden_size"), ("in_channels", "num_channels"),
+                        ("intermediate_size", "intermediate_size"), ("num_heads", "num_attention_heads")):  # fmt: skip
+        assert getattr(ours, name) == getattr(vision, other), name
+    for name in ("attention_bias", "use_qk_norm", "norm_type", "layer_norm_eps"):
+        assert getattr(ours.intern, name) == getattr(vision, name), name
+    assert [ours.intern.image_size] * 2 == list(vision.image_size)
+    assert [ours.patch_size] * 2 == list(vision.patch_size)
+    assert ours.spatial_merge_size == 1 / theirs.downsample_ratio
+    assert ours.tile_tokens**2 == theirs.image_seq_length
+    assert (info.tied, info.image_token_id) == (theirs.tie_word_embeddings, theirs.image_token_id)
+    again = write_config(model, MoEConfig(experts=0), info, info.dtype)
+    assert read_config(write(tmp_path, again)) == (model, info)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (change(HUB_INTERNVL_2B, text_config__model_type="llama"), "text_config.model_type is 'llama'"),
+        (change(HUB_INTERNVL_2B, text_config__rope_scaling={"rope_type": "yarn"}), "rope type 'yarn'"),
+        (change(HUB_INTERNVL_2B, vision_feature_layer=-2), "vision_feature_layer is -2; only -1"),
+        (change(HUB_INTERNVL_2B, downsample_ratio=0.25), "downsample_ratio is 0.25; only 0.5"),
+        (change(HUB_INTERNVL_2B, image_seq_length=64), "image_seq_length is 64; only 256"),
+        (change(HUB_INTERNVL_2B, vision_config__use_mean_pooling=False), "use_mean_pooling is False"),
+        (change(HUB_INTERNVL_2B, vision_config__hidden_act="silu"), "hidden_act is 'silu'; what is computed is 'gelu'"),
+        (change(HUB_INTERNVL_2B, vision_config__image_size=[448, 224]), "image_size must be a positive integer"),
+        (change(HUB_INTERNVL_2B, vision_config__image_size=450, image_seq_length=256), "multiple of 2 \\* patch_size"),
+        (change(HUB_INTERNVL_2B, vision_config__norm_type=1), "norm_type is 1"),
+        (change(HUB_INTERNVL_2B, vision_config__layer_norm_eps=0), "layer_norm_eps must be a positive number"),
+        (change(HUB_INTERNVL_2B, image_token_id="<img>"), "image_token_id must be an integer"),
+    ],
+)
+def test_what_we_do_not_compute_of_internvl_is_refused_by_name(tmp_path, config, message):
+    with pytest.raises(LoadError, match=message):
+        read_config(write(tmp_path, config))

@@ -36,9 +36,9 @@ class Pair:
 def checkpoint(sizes: Sizes, folder: pathlib.Path, seed: int = 0, vocab: int = oracle.VOCAB, **root) -> oracle.Model:
     """A random model of these sizes, written to the folder and read again by transformers."""
     text = sizes.text_config | {"vocab_size": vocab}
-    model = oracle.make_model(text, sizes.vision_config, seed, tie_word_embeddings=sizes.tied, **root)
+    model = oracle.make_model(text, sizes.vision_config, seed, sizes.kind, tie_word_embeddings=sizes.tied, **root)
     with torch.no_grad():
-        model.model.visual.patch_embed.proj.weight *= sizes.pixel_scale
+        oracle.patch_kernel(model).mul_(sizes.pixel_scale)
     oracle.save(model, folder, sizes.layout)
     return oracle.load(folder)
 
@@ -135,8 +135,8 @@ def bfloat16_cosine(pair: Pair) -> float:
     return min(cosines)
 
 
-def moe_cosine(pair: Pair, moe: MoEConfig, seed: int = 0) -> tuple[float, float, float]:
-    """(smallest cosine of bfloat16 to float32 embeddings with replayed routing, without, share of tokens that moved).
+def moe_cosine(pair: Pair, moe: MoEConfig, seed: int = 0) -> tuple[np.ndarray, np.ndarray, float]:
+    """(each document's cosine of bfloat16 to float32 with replayed routing, without, share of tokens that moved).
 
     The model has the pair's dense parts and drawn experts; the documents' texts take turns in all roles of a text.
 
@@ -167,5 +167,5 @@ def moe_cosine(pair: Pair, moe: MoEConfig, seed: int = 0) -> tuple[float, float,
     passes = len(routes.recorded) // layers
     assert len(routes.recorded) == len(routes.unforced) == passes * layers
     moved = [(a != b).any(1) for a, b in zip(routes.recorded, routes.unforced, strict=True)]
-    cosines = [float((a * want).sum(1).min()) for a in (got, run(half))]
+    cosines = [(a * want).sum(1) for a in (got, run(half))]
     return *cosines, float(np.mean(moved))

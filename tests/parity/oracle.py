@@ -1,4 +1,4 @@
-"""Qwen2.5-VL as transformers computes it, in torch, one document at a time: what everything of ours must equal.
+"""Three families as transformers computes them, in torch, one document at a time: what ours must equal.
 
 Tiny models with weights of a trained model's scale, documents of random tokens and pictures, and for each document
 the intermediate results as numpy. Traps that this file steps around: `AutoModel` leaves the vision tower random under
@@ -14,44 +14,66 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 VOCAB = 160
 IMAGE_PAD, VIDEO_PAD, VISION_START, VISION_END = 150, 151, 152, 153
+TILES = 6  # of a picture of InternVL at most
 TEXT_IDS = 150  # ordinary token ids are below
-Model = Qwen2_5_VLForConditionalGeneration
+Model = Qwen2_5_VLForConditionalGeneration | Qwen2VLForConditionalGeneration | InternVLForConditionalGeneration
+CLASSES = {
+    "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
+    "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
+    "internvl": (InternVLConfig, InternVLForConditionalGeneration),
+}
 Part = int | tuple[int, int] | list[int] | Image.Image  # so many random tokens, a drawn picture of (height, width)
 # pixels, or given token ids, a given picture
 
 
-def make_model(text: dict, vision: dict, seed: int = 0, **root) -> Model:
+def make_model(text: dict, vision: dict, seed: int = 0, kind: str = "qwen2_5_vl", **root) -> Model:
     """A model of these sizes whose activations neither vanish nor explode; no weight keeps its initial value."""
-    config = Qwen2_5_VLConfig(
-        text_config={"vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": None} | text,
-        vision_config={"out_hidden_size": text["hidden_size"]} | vision,
-        **{
-            "image_token_id": IMAGE_PAD,
-            "video_token_id": VIDEO_PAD,
-            "vision_start_token_id": VISION_START,
-            "vision_end_token_id": VISION_END,
-            "tie_word_embeddings": True,
-        }
-        | root,
-    )
-    model = Qwen2_5_VLForConditionalGeneration(config)
+    config_class, model_class = CLASSES[kind]
+    text = {"vocab_size": VOCAB, "bos_token_id": None, "eos_token_id": None} | text
+    root = {"image_token_id": IMAGE_PAD, "tie_word_embeddings": True} | root
+    if kind == "internvl":
+        text["model_type"] = "qwen2"
+        root["image_seq_length"] = (vision["image_size"] // vision["patch_size"] // 2) ** 2
+    else:
+        vision = {"hidden_size" if kind == "qwen2_vl" else "out_hidden_size": text["hidden_size"]} | vision
+        ids = {"video_token_id": VIDEO_PAD, "vision_start_token_id": VISION_START, "vision_end_token_id": VISION_END}
+        root = ids | root
+    config = config_class(text_config=text, vision_config=vision, **root)
+    model = model_class(config)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "embed_tokens" in name:
                 p.normal_(0, 0.1, generator=generator)  # small: a tied head must not just say its token again
+            elif "cls_token" in name or "position_embeddings" in name:
+                p.normal_(0, 0.5, generator=generator)
             elif p.ndim > 1:
                 p.normal_(0, math.prod(p.shape[1:]) ** -0.5, generator=generator)
-            elif "norm" in name or "ln_q" in name:
+            elif (("norm" in name or "ln_q" in name) and name.endswith("weight")) or "lambda" in name:
                 p.normal_(1, 0.2, generator=generator)
             else:
                 p.normal_(0, 0.3, generator=generator)
     return model.float().eval()
+
+
+def patch_kernel(model: Model) -> torch.Tensor:
+    """The weight of the patch embedding."""
+    if isinstance(model, InternVLForConditionalGeneration):
+        return model.model.vision_tower.embeddings.patch_embeddings.projection.weight
+    return model.model.visual.patch_embed.proj.weight
 
 
 def save(model: Model, folder: pathlib.Path, layout: str = "hub", **options) -> None:
@@ -69,7 +91,7 @@ def save(model: Model, folder: pathlib.Path, layout: str = "hub", **options) -> 
     else:
         inner = model if layout == "v5" else model.model
         inner.save_pretrained(folder, save_original_format=False, **options)
-    if layout == "hub":
+    if layout == "hub" and not isinstance(model, InternVLForConditionalGeneration):
         path = folder / "config.json"
         root = json.loads(path.read_text())
         text, vision = root.pop("text_config"), root.pop("vision_config")
@@ -89,7 +111,8 @@ def save(model: Model, folder: pathlib.Path, layout: str = "hub", **options) -> 
 
 def load(folder: pathlib.Path, attention: str = "eager", dtype: torch.dtype = torch.float32) -> Model:
     """The model of a folder; every tensor of the folder has found its place."""
-    model, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    model, report = CLASSES[kind][1].from_pretrained(
         folder, dtype=dtype, attn_implementation=attention, output_loading_info=True
     )
     assert not any(report.values()), report
@@ -123,9 +146,17 @@ class Expected:
     logits: np.ndarray
 
 
-def image_processor(config: Qwen2_5_VLConfig) -> Qwen2VLImageProcessorPil:
+def image_processor(
+    config: Qwen2_5_VLConfig | Qwen2VLConfig | InternVLConfig,
+) -> Qwen2VLImageProcessorPil | GotOcr2ImageProcessorPil:
     """The processor for the model's patches that keeps the size of every picture above one visual token."""
     vision = config.vision_config
+    if isinstance(config, InternVLConfig):  # as InternVLProcessor calls it
+        size = dict(zip(("height", "width"), vision.image_size, strict=True))
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        return GotOcr2ImageProcessorPil(
+            size=size, crop_to_patches=True, max_patches=TILES, image_mean=mean, image_std=std
+        )
     return Qwen2VLImageProcessorPil(
         patch_size=vision.patch_size,
         temporal_patch_size=vision.temporal_patch_size,
@@ -156,10 +187,18 @@ def expect(model: Model, parts: Sequence[Part], seed: int = 0) -> Expected:
         images.append(part if isinstance(part, Image.Image) else draw_image(*part, rng))
         made = processor(images[-1], return_tensors="np")
         pixels.append(made["pixel_values"].astype(np.float32))
-        _, h, w = made["image_grid_thw"][0].tolist()
+        if isinstance(config, InternVLConfig):
+            count = int(made["num_patches"][0])
+            side = config.vision_config.image_size[0] // config.vision_config.patch_size[0]
+            h, w, merge = count * side, side, 2  # its tiles, one below the other
+        else:
+            (_, h, w), merge = made["image_grid_thw"][0].tolist(), config.vision_config.spatial_merge_size
         grids.append((h, w))
-        pads = [config.image_token_id] * (h * w // config.vision_config.spatial_merge_size**2)
-        ids += [config.vision_start_token_id, *pads, config.vision_end_token_id]
+        start, end = (
+            getattr(config, "vision_start_token_id", VISION_START),
+            getattr(config, "vision_end_token_id", VISION_END),
+        )
+        ids += [start, *[config.image_token_id] * (h * w // merge**2), end]
     with torch.no_grad():
         positions, visual, hidden = forward(model, np.array(ids), pixels, grids)
         embedding, logits = pool(hidden), model.lm_head(hidden)
@@ -174,6 +213,8 @@ def inputs(model: Model, ids: np.ndarray, pixels: Sequence[np.ndarray], grids: S
     model.model.rope_deltas = None
     tokens = torch.from_numpy(ids).long().reshape(-1, ids.shape[-1])
     made = {"input_ids": tokens}
+    if isinstance(model, InternVLForConditionalGeneration):
+        return made | ({"pixel_values": torch.from_numpy(np.concatenate(pixels)).to(model.dtype)} if pixels else {})
     if pixels:
         made["mm_token_type_ids"] = (tokens == model.config.image_token_id).int()
         made["pixel_values"] = torch.from_numpy(np.concatenate(pixels)).to(model.dtype)
@@ -189,9 +230,15 @@ def forward(
     hidden = inner(**made).last_hidden_state[0]
     if not pixels:
         return torch.arange(len(ids)).expand(3, -1), hidden[:0], hidden
+    if isinstance(model, InternVLForConditionalGeneration):
+        visual = inner.get_image_features(made["pixel_values"], **VISION_LAYER).pooler_output.flatten(0, 1)
+        return torch.arange(len(ids)).expand(3, -1), visual, hidden
     tokens, types, values, grid = made.values()
     positions, _ = inner.get_rope_index(tokens, mm_token_type_ids=types, image_grid_thw=grid)
     return positions[:, 0], torch.cat(inner.get_image_features(values, grid).pooler_output), hidden
+
+
+VISION_LAYER = {"vision_feature_layer": -1, "vision_feature_select_strategy": "default"}  # InternVL's
 
 
 def padded(model: Model, documents: Sequence[Expected], side: str) -> tuple[dict[str, torch.Tensor], np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from oracle import IMAGE_PAD, Expected
+from oracle import IMAGE_PAD, TILES, Expected
 from PIL import Image
 
 from moon_jax.config import MeshConfig, ModelConfig, MoEConfig, Role, VisionConfig
@@ -58,6 +58,8 @@ def encode(document: Expected, vision: VisionConfig) -> EncodedPrompt:
 
 def prepare(image: Image.Image, vision: VisionConfig) -> Picture:
     """Our pixels of a picture, at the oracle's pixel budget."""
+    if vision.kind == "internvl":
+        return patchify(image, vision, min_pixels=1, max_pixels=TILES * vision.intern.image_size**2)
     return patchify(image, vision, min_pixels=(vision.patch_size * vision.spatial_merge_size) ** 2, max_pixels=10**8)
 
 
@@ -65,10 +67,19 @@ def pixel_error(encoded: EncodedDocument, document: Expected, vision: VisionConf
     """The largest difference of our pixels to any of the oracle's frames, which are equal to each other."""
     worst = 0.0
     for picture, theirs in zip(encoded.pictures, document.pixels, strict=True):
+        if vision.kind == "internvl":
+            theirs = _patches_of_tiles(theirs, vision)
         frames = theirs.reshape(-1, vision.in_channels, vision.temporal_patch_size, vision.patch_size**2)
         mine = picture.patches.reshape(-1, vision.in_channels, 1, vision.patch_size**2)
         worst = max(worst, float(np.abs(frames - mine).max()))
     return worst
+
+
+def _patches_of_tiles(tiles: np.ndarray, vision: VisionConfig) -> np.ndarray:
+    """Tiles [n, 3, side, side] as [patches, 3 * patch * patch], the four of a visual token side by side."""
+    p, n = vision.patch_size, vision.tile_tokens
+    cut = tiles.reshape(-1, 3, n, 2, p, n, 2, p).transpose(0, 2, 5, 3, 6, 1, 4, 7)
+    return cut.reshape(-1, 3 * p * p)
 
 
 def pack_together(documents: Sequence[EncodedDocument], vision: VisionConfig) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ def test_dense_against_torch(tmp_path, name):
 def test_guided_moe_with_the_routing_replayed(tmp_path):
     pair = measures.prepare(CASES["full everywhere but last"], tmp_path)
     replayed, free, moved = measures.moe_cosine(pair, MoEConfig(experts=8, top_k=2))
-    assert replayed >= measures.COSINE
-    assert replayed < 1 - 1e-7  # it was computed in bfloat16
+    assert replayed.min() >= measures.COSINE
+    assert replayed.min() < 1 - 1e-7  # it was computed in bfloat16
     assert moved > 0  # some decisions would have been others,
-    assert free < replayed  # and they matter
+    assert (free < replayed - 1e-5).any()  # and they matter

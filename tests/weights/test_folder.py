@@ -181,6 +181,15 @@ def test_files_that_lead_out(written, tmp_path):
     assert "'../x' is no plain file name" in str(error.value)
 
 
+def test_a_folder_of_the_time_when_there_was_one_backbone(written):
+    before = ModelFolder(written).description.spec
+    edit(written, lambda v: [v["model"]["vision"].pop(name) for name in ("kind", "intern")])
+    with pytest.raises(WeightsError, match=r"model\.vision\.kind is missing"):
+        ModelFolder(written)
+    edit(written, lambda v: v.update(version=1))
+    assert ModelFolder(written).description.spec == before
+
+
 def edit(folder: pathlib.Path, change) -> None:
     values = json.loads((folder / "moon.json").read_text())
     change(values)
@@ -190,7 +199,7 @@ def edit(folder: pathlib.Path, change) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v.update(version=2), "version 2; this program reads version 1"),
+        (lambda v: v.update(version=3), "version 3; this program reads up to version 2"),
         (lambda v: v.update(format="other"), "not the description of a model"),
         (lambda v: v.update(files=[]), "is damaged"),
         (lambda v: v["files"].update({"x": {"bytes": "1"}}), "is damaged"),

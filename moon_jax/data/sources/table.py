@@ -4,11 +4,16 @@ Columns are found by their usual names (ROLES), and config.data.columns names ot
 ("attribute", "Farbe"), ("attribute", "Marke")). Columns that are neither are not read, and the report lists them. One
 cell may hold several pictures, values or levels: as a JSON list, or split by "|"; levels also by ">". In JSON Lines,
 category and attributes may be objects as well. Rows without an id get a digest of title and first picture.
+
+A cell of boxes holds x1, y1, x2, y2 in pixels of the upright picture: "[10, 20, 200, 300]" or "10 20 200 300". Several
+pictures have as many boxes, as a JSON list of lists and nulls or split by "|" with nothing for none: "10 20 200 300||".
 """
 
+import contextlib
 import csv
 import json
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -24,6 +29,7 @@ ROLES = {
     "title": ("title", "name", "product_name", "product_title"),
     "description": ("description", "product_description", "body"),
     "images": ("images", "image", "image_path", "img_path", "picture", "pictures", "photo", "file", "filename"),
+    "boxes": ("boxes", "box", "bboxes", "bbox", "image_bboxes", "image_bbox"),
     "category": ("category", "categories", "category_path", "product_type"),
     **{level: (level,) for level in ("industry", "cate1", "cate2", "cate3", "cate4")},
     "attributes": ("attributes",),  # an object
@@ -166,7 +172,8 @@ class _Rows:
             elif role:
                 said[role] = value
         paths = [lines.text(path, "images") for path in parts_of(said.get("images"), "|")]
-        images = [lines.image(path, None, self._pictures, "images") for path in paths]
+        boxes = list(_boxes(said.get("boxes"), len(paths)))
+        images = [lines.image(p, b, self._pictures, "images") for p, b in zip(paths, boxes, strict=True)]
         title, item_id = lines.text(said.get("title"), "title"), _text(said.get("id"), "id")
         images = tuple(image for image in images if image is not None)
         if not title and not images:
@@ -213,6 +220,35 @@ def parts_of(value: Any, between: str) -> list[Any]:
                 return found
         return [part.strip() for part in value.split(between) if part.strip()]
     return lines.several(value)
+
+
+def _boxes(value: Any, pictures: int) -> list[Any]:
+    """Returns a box or None for each picture, as they stand in the cell.
+
+    Raises:
+        RecordError: there is not one for each.
+    """
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = json.loads(value)
+    if isinstance(value, str):
+        value = [_corners(part) for part in value.split("|")] if value.strip() else None
+    elif isinstance(value, list) and all(map(is_number, value)):
+        value = [value] if value else None
+    if value is None:
+        return [None] * pictures
+    if not isinstance(value, list) or len(value) != pictures:
+        raise RecordError(
+            "boxes", f"must be one box or nothing for each of the {pictures} images, is {lines.short(value)}"
+        )
+    return [None if box in ("", []) else box for box in value]
+
+
+def _corners(said: str) -> list[float] | None:
+    try:
+        return [float(number) for number in re.split(r"[\s,;]+", said.strip("()[] \t"))] if said.strip() else None
+    except ValueError as error:
+        raise RecordError("boxes", f"must be four numbers, is {lines.short(said)}") from error
 
 
 def _text(value: Any, field: str) -> str:
