@@ -1,97 +1,259 @@
 """Exact nearest neighbours: blockwise matmul and top-k, never the full score matrix.
 
-As fast as a flat faiss index on a CPU, and the same code on an accelerator. Block shapes depend on nothing but the
-arguments, and one device does the work, so the ranks do not depend on how many devices there are.
+The gallery is cut into blocks of rows, and every device has a run of neighbouring blocks. One program scores a group of
+queries against one block on each device and keeps the best so far; the lists of the devices are merged at the end. The
+shapes of that program depend on the number of queries and rows and on `block`, not on the devices, and what follows
+the matmul only chooses: so the result has the same bits on any number of devices of a kind.
 """
+
+import functools
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType
-from jaxtyping import Array, Float, Float32, Int32
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Float32, Int32
 
-_SMALLEST_BLOCK = 64
+_AXIS = "gallery"
+_ROUNDING = 64
+_PASS_GROUPS = 64  # groups of queries that stay on the devices while the gallery goes by
 
 
 def top_k(
     queries: Float[np.ndarray, "q d"],
     gallery: Float[np.ndarray, "n width"],  # width = d is checked below, in words
     k: int,
-    block: tuple[int, int] = (1024, 8192),
+    block: tuple[int, int] = (256, 8192),
+    devices: Sequence[jax.Device] | None = None,
 ) -> tuple[Float32[np.ndarray, "q k"], Int32[np.ndarray, "q k"]]:
     """Returns the k highest dot products of every query with the gallery and their gallery indices, best first.
 
-    Equal scores rank by gallery index. Products are computed in float32 at the highest precision, on the first local
-    device.
+    Equal scores rank by gallery index, so of equal rows the first comes first. Products are computed in float32 at the
+    highest precision. The gallery may be a memory-mapped file: it is read block by block, and kept on accelerators
+    where it is needed more than once and they have the room; in the host's memory no second copy is made. Beside the
+    gallery, up to 64 groups of queries with their best k and a few blocks are held.
 
     Args:
         queries: one row per query.
         gallery: one row per candidate.
         k: how many to return, at most the size of the gallery.
-        block: queries and gallery rows scored at once; memory is their product, times 4 bytes.
+        block: queries and gallery rows scored at once.
+        devices: over which the gallery is spread, by default those of this process. With devices of several processes
+            each of them calls this with the same arguments, reads its own part and gets the whole result.
 
     Raises:
-        ValueError: k does not fit the gallery, the widths differ, or an embedding is not finite.
+        ValueError: k does not fit the gallery, the widths differ, or an embedding or a product is not finite.
     """
+    _check(queries, gallery, k, block)
+    scores, indices = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int32)
+    if not len(queries):
+        return scores, indices
+    query_rows, gallery_rows = (_block_rows(len(x), most) for x, most in zip((queries, gallery), block, strict=True))
+    shards = _Shards(gallery, gallery_rows, list(jax.local_devices() if devices is None else devices))
+    starts = range(0, len(queries), query_rows)
+    with ThreadPoolExecutor(shards.threads) as pool:
+        for first in range(0, len(starts), _PASS_GROUPS):
+            here = starts[first : first + _PASS_GROUPS]
+            last_pass = here[-1] == starts[-1]
+            groups = [shards.everywhere(_rows(queries, start, query_rows)) for start in here]
+            for start, best in zip(here, _search(groups, shards, k, last_pass, pool.submit), strict=True):
+                at = slice(start, start + query_rows)
+                scores[at], indices[at] = (np.asarray(x)[: len(scores[at])] for x in best)
+    if not np.isfinite(scores).all():
+        row = np.flatnonzero(~np.isfinite(scores).all(axis=1))[0]
+        raise ValueError(f"products of query embedding {row} overflow float32: embeddings should be unit vectors")
+    return scores, indices
+
+
+class _Best(NamedTuple):
+    """What each device found so far among its rows, for a group of queries."""
+
+    scores: Float32[Array, "devices b k"]  # best first
+    indices: Int32[Array, "devices b k"]  # lowest first among equal scores
+    unsound: Bool[Array, " devices"]  # whether a product was not finite
+
+
+class _Shards:
+    """The gallery over a mesh of devices: step by step one block of every device's run of blocks."""
+
+    def __init__(self, gallery: Float[np.ndarray, "n d"], rows: int, devices: list[jax.Device]):
+        blocks, alone = -(-len(gallery) // rows), len({device.process_index for device in devices}) == 1
+        if alone:
+            devices = devices[:blocks]  # others would have nothing but padding
+        # Accelerators work on while the host waits; several processes have to start their programs in the same order.
+        self.threads = (os.cpu_count() or 1) if alone and devices[0].platform == "cpu" else 1
+        self.mesh = Mesh(np.array(devices), _AXIS, axis_types=(AxisType.Auto,))
+        self.gallery, self.rows, self.steps = gallery, rows, -(-blocks // len(devices))
+        self._kept: dict[int, jax.Array] = {}
+
+    def block(self, step: int, last_pass: bool) -> Float32[Array, "devices rows d"]:
+        """Returns the step's block of every device, and keeps it for later passes where that is wise."""
+        if step in self._kept:
+            return self._kept[step]
+
+        def read(index: tuple[slice, ...]) -> Float32[np.ndarray, "1 rows d"]:
+            device = index[0].start or 0
+            return _rows(self.gallery, (device * self.steps + step) * self.rows, self.rows)[None]
+
+        shape = (self.mesh.size, self.rows, self.gallery.shape[1])
+        block = jax.make_array_from_callback(shape, NamedSharding(self.mesh, P(_AXIS)), read)
+        if not last_pass and (self._kept or _has_room(self.mesh, self.steps * math.prod(shape[1:]) * 4)):
+            self._kept[step] = block
+        return block
+
+    def everywhere(self, rows: Float32[np.ndarray, "b d"]) -> Float32[Array, "b d"]:
+        """Returns the rows on every device."""
+        return jax.make_array_from_callback(rows.shape, NamedSharding(self.mesh, P()), lambda index: rows[index])
+
+    def nothing(self, b: int, k: int) -> _Best:
+        """Returns the state before the first step: places that lose against every real row. As k <= n, all are taken.
+
+        Their index is past the gallery.
+        """
+
+        def filled(value: Any, *shape: int) -> jax.Array:
+            whole = NamedSharding(self.mesh, P(_AXIS))
+            return jax.make_array_from_callback((self.mesh.size, *shape), whole, lambda _: np.full((1, *shape), value))
+
+        size = np.int32(len(self.gallery))
+        return _Best(filled(np.float32(-np.inf), b, k), filled(size, b, k), filled(np.False_))
+
+
+def _search(
+    groups: Sequence[Float32[Array, "b d"]], shards: _Shards, k: int, last_pass: bool, submit: Callable[..., Any]
+) -> list[tuple[Float32[Array, "b k"], Int32[Array, "b k"]]]:
+    """Returns scores and indices of every group after one pass over the gallery.
+
+    The groups take their step in threads of their own: a CPU chooses the best on one core while others multiply.
+
+    Raises:
+        ValueError: an embedding of the gallery or a product with it is not finite.
+    """
+    advance, merge = _programs(shards.mesh)
+
+    def step(best: _Best, queries: Float32[Array, "b d"], block: Float32[Array, "devices rows d"], at: int) -> _Best:
+        with jax.set_mesh(shards.mesh):  # a thread has its own; and not the one that the caller may have set
+            start, run, size = (
+                np.int32(x) for x in (at * shards.rows, shards.steps * shards.rows, len(shards.gallery))
+            )
+            return jax.block_until_ready(advance(best, queries, block, start, run, size))
+
+    best = [shards.nothing(len(queries), k) for queries in groups]
+    block = shards.block(0, last_pass)
+    for at in range(shards.steps):
+        pairs = list(zip(best, groups, strict=True))
+        done = [step(*pairs.pop(0), block, at)] if at == 0 else []  # compiled once, not by each thread
+        waiting = [submit(step, *pair, block, at) for pair in pairs]
+        if at + 1 < shards.steps:
+            block = shards.block(at + 1, last_pass)  # while they work
+        best = done + [one.result() for one in waiting]
+    with jax.set_mesh(shards.mesh):
+        merged = [merge(one) for one in best]
+    if any(bool(unsound) for _, _, unsound in merged):
+        _check_finite("gallery", shards.gallery, shards.rows)
+        raise ValueError("products with the gallery overflow float32: embeddings should be unit vectors")
+    return [(scores, indices) for scores, indices, _ in merged]
+
+
+@functools.lru_cache(maxsize=8)
+def _programs(mesh: Mesh) -> tuple[Callable[..., _Best], Callable[..., tuple[Array, Array, Array]]]:
+    """Returns the step of every device, and what merges their lists at the end."""
+    in_specs = (P(_AXIS), P(), P(_AXIS), P(), P(), P())
+    advance = jax.jit(jax.shard_map(_advance, mesh=mesh, in_specs=in_specs, out_specs=P(_AXIS)))
+    return advance, jax.jit(_merge, out_shardings=NamedSharding(mesh, P()))
+
+
+def _advance(
+    best: _Best,
+    queries: Float32[Array, "b d"],
+    block: Float32[Array, "1 rows d"],
+    start: Int32[Array, ""],
+    run: Int32[Array, ""],
+    size: Int32[Array, ""],
+) -> _Best:
+    """Returns the best of one device after one more block.
+
+    Args:
+        best: of the blocks before, whose gallery indices are lower.
+        queries: the group.
+        block: the device's block.
+        start: of the block in the device's run of rows.
+        run: rows of a device.
+        size: of the gallery; rows past it are padding.
+    """
+    held, first = best.scores.shape[2], jax.lax.axis_index(_AXIS) * run + start
+    scores = jnp.einsum(
+        "bd,cd->bc", queries, block[0], precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+    )
+    real = first + jnp.arange(block.shape[1], dtype=jnp.int32) < size
+    # A row with NaN or infinity makes its product with any query so: one query tells.
+    unsound = jnp.any(real & ~jnp.isfinite(scores[0]))
+    scores = jnp.where(scores == 0, 0.0, scores)  # -0.0 would rank below 0.0
+    scores = jnp.where(real, scores, -jnp.inf)
+    # top_k puts the lower position first among equals, which is the lower index: what is held lies before the block.
+    scores, at = jax.lax.top_k(jnp.concatenate([best.scores[0], scores], axis=1), held)
+    old = jnp.take_along_axis(best.indices[0], jnp.minimum(at, held - 1), axis=1)
+    indices = jnp.where(at < held, old, first + at - held)
+    return _Best(scores[None], indices[None], best.unsound | unsound)
+
+
+def _merge(best: _Best) -> tuple[Float32[Array, "b k"], Int32[Array, "b k"], Bool[Array, ""]]:
+    """Returns the best of all devices, and whether a product was not finite; devices are in the order of their rows."""
+    devices, b, k = best.scores.shape
+    scores, indices = (jnp.swapaxes(x, 0, 1).reshape(b, devices * k) for x in best[:2])
+    scores, at = jax.lax.top_k(scores, k)
+    return scores, jnp.take_along_axis(indices, at, axis=1), jnp.any(best.unsound)
+
+
+def _has_room(mesh: Mesh, needed: int) -> bool:
+    """Returns whether accelerators have the room to keep so many bytes each and as much again for the work.
+
+    A CPU has not: its memory is the one that the gallery lies in.
+    """
+    stats = [device.memory_stats() for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    return all(s and 2 * needed < s["bytes_limit"] - s["bytes_in_use"] for s in stats)
+
+
+def _check(queries: np.ndarray, gallery: np.ndarray, k: int, block: tuple[int, int]) -> None:
+    if queries.ndim != 2 or gallery.ndim != 2:
+        raise ValueError(f"queries and gallery are [rows, width]; their shapes are {queries.shape} and {gallery.shape}")
     if queries.shape[1] != gallery.shape[1]:
         raise ValueError(f"queries have {queries.shape[1]} dimensions, the gallery has {gallery.shape[1]}")
     if not 1 <= k <= len(gallery):
         raise ValueError(f"k is {k}; it must lie in 1..{len(gallery)}, the size of the gallery")
     if min(block) < 1:
         raise ValueError(f"block must hold at least one row of each, got {block}")
-    for name, rows in (("query", queries), ("gallery", gallery)):
-        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-        if len(bad):
-            raise ValueError(f"{len(bad)} {name} embeddings are not finite, the first is row {bad[0]}")
-
-    query_rows = min(block[0], _round_up(len(queries)))
-    gallery_rows = min(block[1], _round_up(len(gallery)))
-    # Index n is past the gallery: these places lose against every real row, and all are filled, as k <= n.
-    empty = (np.full((query_rows, k), -np.inf, np.float32), np.full((query_rows, k), len(gallery), np.int32))
-    scores = np.empty((len(queries), k), np.float32)
-    indices = np.empty((len(queries), k), np.int32)
-    # A mesh of one device, or jit would spread these arrays over the mesh that the caller may have set.
-    with jax.set_mesh(jax.make_mesh((1,), ("all",), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:1])):
-        for q in range(0, len(queries), query_rows):
-            rows, best = jnp.asarray(_block(queries, q, query_rows)), empty
-            for g in range(0, len(gallery), gallery_rows):
-                best = _merge_block(best, rows, _block(gallery, g, gallery_rows), np.int32(g), np.int32(len(gallery)))
-            here = slice(q, q + query_rows)
-            scores[here], indices[here] = (np.asarray(x)[: len(scores[here])] for x in best)
-    return scores, indices
+    _check_finite("query", queries, block[1])
 
 
-@jax.jit
-def _merge_block(
-    best: tuple[Float32[Array, "b k"], Int32[Array, "b k"]],
-    queries: Float32[Array, "b d"],
-    gallery: Float32[Array, "c d"],
-    first: Int32[Array, ""],
-    size: Int32[Array, ""],
-) -> tuple[Float32[Array, "b k"], Int32[Array, "b k"]]:
-    """Returns the best k of `best` and one more gallery block, whose first row has the gallery index `first`."""
-    scores = jnp.einsum(
-        "bd,cd->bc", queries, gallery, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
-    )
-    scores = jnp.where(scores == 0, 0.0, scores)  # -0.0 would rank below 0.0
-    index = first + jnp.arange(gallery.shape[0], dtype=jnp.int32)
-    scores = jnp.where(index < size, scores, -jnp.inf)
-    # top_k puts the lower index first among equals, and the two-key sort keeps that across blocks.
-    top, at = jax.lax.top_k(scores, min(best[0].shape[1], gallery.shape[0]))
-    keys = (-jnp.concatenate([best[0], top], axis=1), jnp.concatenate([best[1], index[at]], axis=1))
-    scores, indices = jax.lax.sort(keys, dimension=1, num_keys=2)
-    k = best[0].shape[1]
-    return -scores[:, :k], indices[:, :k]
+def _check_finite(name: str, rows: Float[np.ndarray, "n d"], at_once: int) -> None:
+    """Complains of rows with NaN or infinity, in float32; no array of the size of all rows is made."""
+    bad = np.zeros(len(rows), bool)
+    for start in range(0, len(rows), at_once):
+        part = rows[start : start + at_once]
+        bad[start : start + at_once] = ~np.isfinite(_rows(part, 0, len(part))).all(axis=1)
+    if bad.any():
+        raise ValueError(f"{bad.sum()} {name} embeddings are not finite, the first is row {bad.argmax()}")
 
 
-def _block(rows: Float[np.ndarray, "n d"], start: int, size: int) -> Float32[np.ndarray, "size d"]:
-    """Returns rows start..start+size in float32; zero rows fill what lies past the end."""
-    block = np.zeros((size, rows.shape[1]), np.float32)
+def _rows(rows: Float[np.ndarray, "n d"], start: int, size: int) -> Float32[np.ndarray, "size d"]:
+    """Returns rows start..start+size in float32, without a copy if they are; zero rows fill what lies past the end."""
     part = rows[start : start + size]
-    block[: len(part)] = part
+    with np.errstate(over="ignore"):  # float64 that does not fit becomes infinite, which is found
+        if len(part) == size:
+            return np.ascontiguousarray(part, np.float32)
+        block = np.zeros((size, rows.shape[1]), np.float32)
+        block[: len(part)] = part
     return block
 
 
-def _round_up(n: int) -> int:
-    """Returns the power of two that holds n rows: few distinct shapes, so few compilations."""
-    return max(_SMALLEST_BLOCK, 1 << (max(n, 1) - 1).bit_length())
+def _block_rows(n: int, most: int) -> int:
+    """Returns how many of n rows a block has: even shares, rounded up for few distinct shapes, so few compilations."""
+    share = -(-n // -(-n // most))
+    return min(most, -(-share // _ROUNDING) * _ROUNDING)
