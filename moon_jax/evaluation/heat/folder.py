@@ -1,0 +1,117 @@
+"""The output folder of `moon_jax.heatmap`: weights are written record by record, so that a killed run can go on."""
+
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from moon_jax.config import Role
+from moon_jax.data.records import DataError
+from moon_jax.evaluation.heat.maps import AttentionMap
+
+SETTINGS, INDEX = "settings.json", "heatmaps.json"
+WITH, WITHOUT = "with_text", "without_text"
+CONDITIONS = (WITHOUT, WITH)
+
+
+class HeatmapFolder:
+    """The files of one run: NUMBER.npz with all layers and heads; pictures and the index are made anew of them.
+
+    NUMBER.npz holds for each condition C of `CONDITIONS` that the record has: C_tokens [n], C_roles [n] (config.Role),
+    C_weights float32 [layers, heads, n], C_grids [pictures, 2] (visual tokens high, wide), C_picture_roles [pictures].
+    """
+
+    def __init__(self, path: pathlib.Path, identity: Mapping[str, Any]):
+        """Reads what an earlier run has left, and writes nothing.
+
+        Args:
+            path: of the folder, made by `begin`.
+            identity: all that decides the weights, as JSON; files are used again only where it is the same.
+
+        Raises:
+            DataError: there is the output of another run.
+        """
+        self.path, self._identity = path, json.loads(json.dumps(identity))
+        settings = path / SETTINGS
+        if path.exists() and not path.is_dir():
+            raise DataError(f"{path} is a file; the output is a folder")
+        if not path.exists() or not (any(path.glob("*.npz")) or settings.exists()):
+            return
+        try:
+            before = json.loads(settings.read_text(encoding="utf-8"))["identity"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise DataError(
+                f"{path} has heat maps without a {SETTINGS} that says what made them; choose another --output"
+            ) from None
+        changed = [name for name in {**before, **self._identity} if before.get(name) != self._identity.get(name)]
+        if changed:
+            said = "\n".join(f"  - {n} was {before.get(n)!r}, is {self._identity.get(n)!r}" for n in changed)
+            raise DataError(f"{path} is of another run (choose another --output, or remove it):\n{said}")
+
+    def begin(self) -> None:
+        """Makes the folder and says what its files are of."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write(SETTINGS, json.dumps({"identity": self._identity}, indent=1, ensure_ascii=False).encode())
+
+    def file(self, number: int, ending: str) -> pathlib.Path:
+        """Returns the path of a record's file: "0007.npz"."""
+        return self.path / f"{number:04d}{ending}"
+
+    def has(self, number: int) -> bool:
+        """Returns whether the weights of a record are there."""
+        return self.file(number, ".npz").exists()
+
+    def write_maps(self, number: int, maps: Mapping[str, AttentionMap]) -> None:
+        """Writes the weights of a record: its maps by condition."""
+        arrays = {}
+        for condition, found in maps.items():
+            grids = np.array([grid for grid, _ in found.pictures], np.int32).reshape(-1, 2)
+            roles = np.array([role for _, role in found.pictures], np.int32)
+            fields = {"tokens": found.tokens, "roles": found.roles, "weights": found.weights}
+            fields |= {"grids": grids, "picture_roles": roles}
+            arrays |= {f"{condition}_{name}": array for name, array in fields.items()}
+        unfinished = self.file(number, ".unfinished")
+        with unfinished.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, self.file(number, ".npz"))
+
+    def read_maps(self, number: int) -> dict[str, AttentionMap]:
+        """Returns the maps of a record by condition.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        path, maps = self.file(number, ".npz"), {}
+        try:
+            with np.load(path) as arrays:
+                for condition in CONDITIONS:
+                    if f"{condition}_tokens" not in arrays:
+                        continue
+                    names = ("tokens", "roles", "weights", "grids", "picture_roles")
+                    tokens, roles, weights, grids, kinds = (arrays[f"{condition}_{name}"] for name in names)
+                    pictures = tuple(((int(h), int(w)), Role(int(k))) for (h, w), k in zip(grids, kinds, strict=True))
+                    maps[condition] = AttentionMap(tokens, roles, weights, pictures)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path} cannot be read ({error}); remove it to have it made again") from None
+        return maps
+
+    def remove_pictures(self) -> None:
+        """Removes the pictures of an earlier choice, which may be of other records."""
+        for path in self.path.glob("[0-9]*.png"):
+            path.unlink()
+
+    def write_index(self, about: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> None:
+        """Writes heatmaps.json: how the values were made, and those of every record."""
+        values = {"version": 1, "about": about, "records": list(records)}
+        self._write(INDEX, json.dumps(values, ensure_ascii=False, allow_nan=False).encode())
+
+    def _write(self, name: str, data: bytes) -> None:
+        unfinished = self.path / (name + ".unfinished")
+        unfinished.write_bytes(data)
+        os.replace(unfinished, self.path / name)
