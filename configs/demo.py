@@ -2,11 +2,11 @@
 
     python -m moon_jax.train --config=configs/demo.py --workdir=runs/demo
 
-Argument: no_crop, no_moe, no_neg, joined by commas.
+Argument: no_crop, no_moe, no_neg, several_pictures, joined by commas.
 """
 
-from moon_jax.ablate import apply
 from moon_jax.config import defaults
+from moon_jax.config_ablations import apply
 
 
 def get_config(arg: str = ""):

@@ -6,11 +6,11 @@ r"""The paper's recipe at full size: Qwen2.5-VL-3B, 8 experts in every FFN, abou
 What the paper states: the mix of modalities, cosine schedule, warm-up ratio 0.05, hard negatives, spatial and temporal
 negatives. What it leaves open is ours: see the README's table. `model.path` is a folder of Qwen2.5-VL as published, or
 a checkpoint of ours; each expert starts as a copy of its layer's FFN. Without it the weights are random.
-Argument: no_crop, no_moe, no_neg, joined by commas.
+Argument: no_crop, no_moe, no_neg, several_pictures, joined by commas.
 """
 
-from moon_jax.ablate import apply
 from moon_jax.config import defaults
+from moon_jax.config_ablations import apply
 
 
 def get_config(arg: str = ""):

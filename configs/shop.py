@@ -2,11 +2,11 @@
 
     python -m moon_jax.train --config=configs/shop.py:both --config.data.path=DATA --workdir=runs/shop
 
-Argument: grocery | luma | both (default), and any of no_crop, no_moe, no_neg, joined by commas.
+Argument: grocery | luma | both (default), and any of no_crop, no_moe, no_neg, several_pictures, joined by commas.
 """
 
-from moon_jax.ablate import apply
 from moon_jax.config import defaults
+from moon_jax.config_ablations import apply
 
 PARTS = {"grocery": ("grocery",), "luma": ("luma",), "both": ("grocery", "luma")}
 

@@ -1,47 +1,221 @@
-"""The ablations of the paper (5.3) as words of a config's argument: `--config=configs/shop.py:both,no_crop`."""
+r"""Trains variants of a recipe with several seeds and compares them: `python -m moon_jax.ablate --config=FILE ...`.
 
-import ml_collections
+    python -m moon_jax.ablate --config=configs/demo.py --seeds=3 --workdir=runs/ablation
+    python -m moon_jax.ablate --config=configs/demo.py --workdir=runs/pictures --variants=full,several_pictures
+    python -m moon_jax.ablate --config=configs/shop.py --config.data.path=DATA --workdir=runs/tau \
+        --variants=full,no_crop+no_moe,cold:loss.temperature=0.03,colder:loss.temperature=0.01+train.lr=1e-3
+
+A variant is one of the words full, no_crop, no_moe, no_neg, several_pictures, several of them joined by "+", or
+NAME:KEY=VALUE+KEY=VALUE. The others are compared with `full`, the recipe as it is; settings on the command line
+(--config.train.steps=500) hold for all. Every run has the same number of steps and triplets and answers the same
+questions, or the command refuses; what a step costs may differ.
+
+The work folder receives
+  VARIANT/seedN/        the work folder of moon_jax.train, and result.json when it is done
+  catalogue/            the drawn catalogue, where the recipe has one: the same for all runs
+  ablation.txt          means, spreads over seeds, differences to `full` with the same seed (paper, Fig. 8)
+  ablation.json, .csv   the same for every measure of the evaluation, with the values of each seed
+  ablation.png, .svg    bars
+All five tasks are evaluated, whatever config.eval.tasks says. Stopped at any time (Ctrl-C saves the run that is under
+way), the same command goes on; more seeds or variants can be asked for later. Runs are done seed by seed.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from moon_jax import train
+from moon_jax.command_flags import CommandFlags
+from moon_jax.config import Config, ConfigError, to_dict
+from moon_jax.config_ablations import FULL, variants
+from moon_jax.evaluation import ablation, ablation_figure
+from moon_jax.evaluation.benchmark import ATTRIBUTES, CLASSIFICATION, RETRIEVAL
+from moon_jax.evaluation.results import write_json
+from moon_jax.parallel.agreement import STOPPED
+from moon_jax.parallel.mesh import make_mesh
+from moon_jax.parallel.processes import meet, together
+from moon_jax.training.inputs import drawn
+
+RESULT = "result.json"
+# What every variant must share with `full`, or a difference would say nothing of what is left out.
+BUDGET = (
+    "train.steps", "train.batch_size", "data.format", "data.path", "data.parts", "data.unseen_share",
+    "data.catalogue_products", "eval.ks", "eval.gallery", "eval.candidates", "eval.tasks",
+)  # fmt: skip
 
 
-def no_crop(config: ml_collections.ConfigDict) -> None:
-    """The core crop is not fed beside the whole picture."""
-    config.data.crop = False
+def main(argv: list[str]) -> None:
+    """Reads the flags and runs; mistakes of the user end with one plain message instead of a traceback."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are given as --config.group.name=value")
+    logging.set_verbosity(logging.WARNING)
+    try:
+        with together(*train.MISTAKES):
+            chosen = plan(CONFIG.value, VARIANTS.value)
+            meet(make_mesh(chosen[FULL].mesh))
+            if not run(chosen, SEEDS.value, pathlib.Path(WORKDIR.value).expanduser().absolute()):
+                sys.exit(STOPPED)
+    except train.MISTAKES as error:
+        sys.exit(f"{type(error).__name__}: {error}")
 
 
-def no_moe(config: ml_collections.ConfigDict) -> None:
-    """Every FFN stays the plain one."""
-    config.moe.experts = 0
-
-
-def no_neg(config: ml_collections.ConfigDict) -> None:
-    """Negatives come only from the query's own group of triplets (its hard negatives included), none from the past."""
-    config.loss.ring_batches = 0
-    config.loss.group_size = min(8, config.train.batch_size)
-
-
-ABLATIONS = {"no_crop": no_crop, "no_moe": no_moe, "no_neg": no_neg}
-
-
-def apply(config: ml_collections.ConfigDict, words: list[str], choices: tuple[str, ...] = ()) -> str | None:
-    """Applies the ablations among `words`; returns the one word that is a choice of the config itself, if any.
-
-    Args:
-        config: changed in place.
-        words: the config's argument, split at its commas.
-        choices: the config's own words.
+def plan(base: Any, said: str) -> dict[str, Config]:
+    """Returns the config of every variant, all with the five tasks.
 
     Raises:
-        ValueError: a word is neither; the message lists what there is.
+        ConfigError: a variant that is not understood, or one that changes the budget.
     """
-    chosen = [word for word in words if word in choices]
-    unknown = [word for word in words if word and word not in ABLATIONS and word not in choices]
-    if unknown or len(chosen) > 1:
-        raise ValueError(
-            f"the config's argument {','.join(words)!r} is not understood; it takes "
-            f"{'one of ' + ', '.join(choices) + ', and ' if choices else ''}any of {', '.join(ABLATIONS)}"
+    base = base.copy_and_resolve_references()
+    base.eval.tasks = (RETRIEVAL, CLASSIFICATION, ATTRIBUTES)
+    chosen = variants(base, said)
+    problems = [
+        f"{name!r} changes config.{key}: {_value(chosen[FULL], key)!r} in {FULL}, {_value(config, key)!r} in {name}"
+        for name, config in chosen.items()
+        for key in BUDGET
+        if _value(config, key) != _value(chosen[FULL], key)
+    ]
+    if problems:
+        raise ConfigError(
+            "all variants must train on the same triplets for as long and answer the same questions (settings for all "
+            "of them are given as --config.group.name=value):\n" + "\n".join(f"  - {problem}" for problem in problems)
         )
-    for word in words:
-        if word in ABLATIONS:
-            ABLATIONS[word](config)
-    config.name = "_".join([config.name, *(word for word in words if word)])
-    return chosen[0] if chosen else None
+    return chosen
+
+
+def run(chosen: Mapping[str, Config], seeds: int, workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Returns and writes the comparison, after training what is missing; None where a signal stopped it.
+
+    Args:
+        chosen: config by variant.
+        seeds: each variant is trained with config.train.seed, that plus 1, ...
+        workdir: made if it is not there.
+
+    Raises:
+        ConfigError: a finished run there had other settings, or the runs do not fit together.
+        TrainingError: a loss is not finite; names the variant and the seed.
+    """
+    jobs = [
+        (name, dataclasses.replace(config.train, seed=config.train.seed + number))
+        for number in range(seeds)
+        for name, config in chosen.items()
+    ]
+    folders = {job: workdir / job[0] / f"seed{job[1].seed}" for job in jobs}
+    inputs = {name: drawn(config.data, workdir) for name, config in chosen.items()}
+    configs = {job: dataclasses.replace(chosen[job[0]], train=job[1], data=inputs[job[0]]) for job in jobs}
+    done = {job: _finished(folders[job] / RESULT, configs[job]) for job in jobs}
+    for number, job in enumerate(jobs, 1):
+        if done[job] is None:
+            _say(f"{job[0]}, seed {job[1].seed}: run {number} of {len(jobs)}, in {folders[job]}")
+            done[job] = _train(job[0], configs[job], folders[job])
+        if done[job] is None:
+            return None
+    found = [ablation.Run(name, t.seed, done[name, t]["results"], done[name, t]["seconds"]) for name, t in jobs]
+    summary = ablation.summarize(found, FULL)
+    summary |= {
+        "name": chosen[FULL].name.removesuffix(f"_{FULL}"),
+        "budget": {key: _value(chosen[FULL], key) for key in BUDGET},
+        "settings": {name: _changes(chosen[FULL], config) for name, config in chosen.items()},
+        "runs": [{"variant": one.variant, "seed": one.seed, "seconds": one.seconds} for one in found],
+        "about": found[0].results["about"],
+    }
+    text = ablation.table(summary)
+    if jax.process_index() == 0:
+        write_json(summary, workdir / "ablation.json")
+        (workdir / "ablation.csv").write_text(ablation.to_csv(summary), encoding="utf-8")
+        (workdir / "ablation.txt").write_text(text + "\n", encoding="utf-8")
+        ablation_figure.write(summary, workdir / "ablation.png", _title(summary))
+        print(text)
+        print(f"\nwritten to {workdir}/ablation.txt, .json, .csv, .png and .svg")
+    return summary
+
+
+def _train(name: str, config: Config, folder: pathlib.Path) -> dict[str, Any] | None:
+    """Returns and writes what a training run came to; None where a signal stopped it."""
+    fresh, started = not (folder / "checkpoints").exists(), time.perf_counter()
+    with _own_settings():
+        try:
+            results = train.run(config, folder)
+        except (train.TrainingError, ConfigError) as error:
+            raise type(error)(f"{name}, seed {config.train.seed}: {error}") from error
+    if not results:
+        return None
+    seconds = round(time.perf_counter() - started, 1) if fresh else None
+    kept = {key: results[key] for key in ("about", "config", "data", "counts", "metrics")}
+    result = json.loads(json.dumps({"config": to_dict(config), "seconds": seconds, "results": kept}))
+    if jax.process_index() == 0:
+        write_json(result, folder / RESULT)
+    return result
+
+
+@contextlib.contextmanager
+def _own_settings() -> Iterator[None]:
+    """Leaves nothing of a run behind: its precision, its programs and its arrays."""
+    before = jax.config.jax_default_matmul_precision
+    try:
+        yield
+    finally:
+        jax.config.update("jax_default_matmul_precision", before)
+        jax.clear_caches()
+        gc.collect()
+
+
+def _finished(path: pathlib.Path, config: Config) -> dict[str, Any] | None:
+    """Returns what a run that is done came to; None where it is not.
+
+    Raises:
+        ConfigError: it had other settings.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    before, now = (train.flat(values) for values in (found["config"], json.loads(json.dumps(to_dict(config)))))
+    free = ("mesh.", "model.remat", "model.attention_impl", "data.workers", "data.prefetch", "data.path")
+    changed = [key for key in sorted(before | now) if before.get(key) != now.get(key) and not key.startswith(free)]
+    if changed:
+        said = "\n".join(f"  - config.{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed)
+        raise ConfigError(f"{path.parent} was trained with other settings (choose another --workdir):\n{said}")
+    return found
+
+
+def _value(config: Config, key: str) -> Any:
+    return train.flat(to_dict(config))[key]
+
+
+def _changes(full: Config, config: Config) -> dict[str, Any]:
+    """Returns the settings in which a variant differs from the full one."""
+    before, now = train.flat(to_dict(full)), train.flat(to_dict(config))
+    return {key: now[key] for key in now if now[key] != before.get(key) and key != "name"}
+
+
+def _title(summary: Mapping[str, Any]) -> str:
+    budget, seeds = summary["budget"], len(summary["seeds"])
+    return f"{summary['name']}: {budget['train.steps']:,} steps of {budget['train.batch_size']} triplets, {seeds} seeds"
+
+
+def _say(message: str) -> None:
+    if jax.process_index() == 0:
+        print(message, file=sys.stderr, flush=True)
+
+
+FLAGS = CommandFlags(__name__)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "the recipe: configs/NAME.py or configs/NAME.py:ARGUMENT", flag_values=FLAGS.values
+)
+WORKDIR = FLAGS.string("workdir", None, "folder for all runs and the comparison; what is done there is not done again")
+SEEDS = FLAGS.integer("seeds", 3, "runs of each variant", lower_bound=1)
+VARIANTS = FLAGS.string("variants", "full,no_crop,no_moe,no_neg", "what to train, joined by commas; see above")
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)
