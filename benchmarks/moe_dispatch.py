@@ -185,8 +185,10 @@ def compare_placements() -> str:
             continue
         for name in [s for s in strategies_here() if "split" in STRATEGIES[s].placements and s != "replicated"]:
             progress(f"{name}, expert axis {shards}")
+            limited = STRATEGIES[name].capacity != "none"
             spread, split = (
-                Layer(config_of(name, capacity=True, placement=placement), sizes) for placement in ("spread", "split")
+                Layer(config_of(name, capacity=limited, placement=placement), sizes)
+                for placement in ("spread", "split")
             )
             took, ratio = paired(spread, split)
             load = np.bincount(np.asarray(spread.args[3]).reshape(-1), minlength=EXPERTS.value)[: EXPERTS.value]

@@ -31,7 +31,7 @@ from moon_jax.data.contact_sheet import chart, contact_sheet, lacks_chinese
 from moon_jax.data.histogram import Histogram
 from moon_jax.data.records import DataError, Dataset
 from moon_jax.data.sources import guess
-from moon_jax.evaluation.report import write_json
+from moon_jax.evaluation.results import write_json
 
 MOST_ATTRIBUTES = 20  # that the terminal shows; describe.json has all
 

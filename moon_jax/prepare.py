@@ -42,7 +42,7 @@ from moon_jax.data.benchmark.log_file import Columns
 from moon_jax.data.benchmark.purchases import Window
 from moon_jax.data.records import DataError
 from moon_jax.data.sources import guess
-from moon_jax.evaluation.report import write_json
+from moon_jax.evaluation.results import write_json
 
 REPORT = "report.json"
 

@@ -31,12 +31,14 @@ from absl import app, flags, logging
 from jax.experimental import multihost_utils
 from ml_collections import config_flags
 
+from moon_jax.command_flags import CommandFlags
 from moon_jax.config import Config, ConfigError, resolve, to_dict
-from moon_jax.data import catalogue, images, sources, tokenizer
+from moon_jax.data import catalogue, tokenizer
 from moon_jax.data.grounding_batches import GroundingBatches
 from moon_jax.data.pipeline import HOST_COUNTS, TrainBatches, stream
 from moon_jax.data.records import DataError, Dataset, training_texts
-from moon_jax.evaluation import expert_load, grounding, report, tasks
+from moon_jax.evaluation import expert_load, grounding, tasks
+from moon_jax.evaluation.results import table, write_json
 from moon_jax.models.attention import check_attention
 from moon_jax.moe.dispatch import check_strategy
 from moon_jax.moe.router_stats import shortened
@@ -46,6 +48,7 @@ from moon_jax.parallel.processes import meet, together
 from moon_jax.training.checkpoint import CheckpointError, Checkpoints
 from moon_jax.training.detector import Detector
 from moon_jax.training.embedder import Embedder
+from moon_jax.training.inputs import open_dataset
 from moon_jax.training.log import Log
 from moon_jax.training.plan import describe
 from moon_jax.training.start import Start, assets, find
@@ -67,7 +70,7 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says at which step and what to look at."""
 
 
-_MISTAKES = (ConfigError, DataError, tokenizer.TokenizerError, WeightsError, CheckpointError, TrainingError)
+MISTAKES = (ConfigError, DataError, tokenizer.TokenizerError, WeightsError, CheckpointError, TrainingError)
 
 
 def main(argv: list[str]) -> None:
@@ -82,10 +85,10 @@ def main(argv: list[str]) -> None:
         if not WORKDIR.value:
             raise ConfigError("--workdir is needed: the folder that receives checkpoints, logs and results")
         logging.set_verbosity(logging.WARNING)  # Orbax and JAX say much at INFO; ours goes through Log
-        with together(*_MISTAKES):
+        with together(*MISTAKES):
             if not run(config, pathlib.Path(WORKDIR.value)):
                 sys.exit(STOPPED)
-    except _MISTAKES as error:
+    except MISTAKES as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
@@ -132,7 +135,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
             state = trainer.init(config.train.seed) if start.source is None else trainer.start(start.source)
         first, last = int(state.step), config.train.steps
         if first == 0 and jax.process_index() == 0:
-            report.write_json(meta["config"], workdir / "config.json")
+            write_json(meta["config"], workdir / "config.json")
         with (
             StopOnSignal(mesh) as stop,
             Log(workdir, config.train.steps, first, triplets_per_step=config.train.batch_size) as log,
@@ -157,7 +160,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
                     _check_finite(metrics, done)
                 if logging_now or stopping:
                     log.write_step(
-                        done, shortened(metrics) | counts | total({name: counts[name] for name in HOST_COUNTS})
+                        done, shortened(metrics) | counts | total({name: counts[name] for name in HOST_COUNTS}, mesh)
                     )
                     counts.clear()
                 with log.untimed():
@@ -197,15 +200,8 @@ def prepare(
         fresh: the run begins at step 0.
     """
     config = start.config
-    path = config.data.path
-    if config.data.format == "catalogue" and not path:
-        path = str(workdir / "catalogue")
-        if jax.process_index() == 0:
-            catalogue.write(path, config.data.catalogue_products, seed=0)
-        multihost_utils.sync_global_devices("catalogue")
-    config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
-    dataset = sources.read(config.data)
-    images.check(dataset, config.data)
+    data, dataset = open_dataset(config.data, workdir)
+    config = dataclasses.replace(config, data=data)
     folder = pathlib.Path(config.data.tokenizer or workdir / "tokenizer")
     if not config.data.tokenizer:
         if jax.process_index() == 0:
@@ -237,12 +233,12 @@ def _train_tokenizer(folder: pathlib.Path, dataset: Dataset, vocab_size: int) ->
     if not note.exists() or json.loads(note.read_text()) != wanted:
         note.unlink(missing_ok=True)
         tokenizer.train_bpe(training_texts(dataset), folder, vocab_size)
-        report.write_json(wanted, note)  # last: a folder without it is trained again
+        write_json(wanted, note)  # last: a folder without it is trained again
 
 
 def _check_same_run(saved: dict[str, Any], meta: dict[str, Any], folder: Any) -> None:
     now = json.loads(json.dumps(meta))
-    before, after = _settings(saved["config"]), _settings(now["config"])
+    before, after = flat(saved["config"]), flat(now["config"])
     problems = [
         f"config.{name} was {before.get(name)!r}, is {after.get(name)!r}"
         for name in sorted(before | after)
@@ -261,12 +257,12 @@ def _check_same_run(saved: dict[str, Any], meta: dict[str, Any], folder: Any) ->
         )
 
 
-def _settings(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns {"train.lr": 0.001, ...}."""
-    flat: dict[str, Any] = {}
+    out: dict[str, Any] = {}
     for name, value in config.items():
-        flat |= _settings(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return out
 
 
 class _Task(NamedTuple):
@@ -280,7 +276,7 @@ class _Task(NamedTuple):
 
 
 _TASKS = {
-    "contrastive": _Task(TrainBatches, Embedder, Embedder.embed, tasks.evaluate, report.table),
+    "contrastive": _Task(TrainBatches, Embedder, Embedder.embed, tasks.evaluate, table),
     "next_token": _Task(GroundingBatches, Detector, Detector.detect, grounding.evaluate, grounding.table),
 }
 
@@ -312,7 +308,7 @@ def _evaluate(
         },
     )
     if jax.process_index() == 0:
-        report.write_json(results, workdir / "eval" / f"{step}.json")
+        write_json(results, workdir / "eval" / f"{step}.json")
         if metrics.keys() >= expert_load.NEEDS:
             expert_load.write(metrics, workdir / "expert_load.png", f"expert load in step {step} of {config.name}")
     log.write_evaluation(step, results["metrics"])
@@ -329,9 +325,12 @@ def _check_finite(metrics: dict[str, jax.Array], step: int) -> None:
             )
 
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "the recipe: configs/NAME.py or configs/NAME.py:ARGUMENT")
-WORKDIR = flags.DEFINE_string("workdir", None, "folder for checkpoints, logs and results; an existing one is resumed")
-DRY_RUN = flags.DEFINE_bool("dry-run", False, "print parameters, mesh, negatives, tokens, bytes and steps, then stop")
+FLAGS = CommandFlags(__name__)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "the recipe: configs/NAME.py or configs/NAME.py:ARGUMENT", flag_values=FLAGS.values
+)
+WORKDIR = FLAGS.string("workdir", None, "folder for checkpoints, logs and results; an existing one is resumed")
+DRY_RUN = FLAGS.bool("dry-run", False, "print parameters, mesh, negatives, tokens, bytes and steps, then stop")
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config"])

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from moon_jax.evaluation import report
+from moon_jax.evaluation import results
 from moon_jax.moe.router_stats import ROLES
 from moon_jax.moe.routing import CATEGORY_EXPERT, attribute_expert, general_experts
 
@@ -36,7 +36,7 @@ def write(metrics: Mapping[str, Any], path: str | os.PathLike[str], title: str =
     unfinished.replace(path)
     numbers = {name: np.asarray(metrics[name]).tolist() for name in sorted(NEEDS)}
     about = {"title": title, "roles": [role.name.lower() for role in ROLES]}
-    report.write_json(about | numbers, path.with_suffix(".json"))
+    results.write_json(about | numbers, path.with_suffix(".json"))
 
 
 def figure(metrics: Mapping[str, Any], title: str = "") -> Figure:

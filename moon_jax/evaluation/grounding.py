@@ -13,7 +13,7 @@ from moon_jax.data.grounding import KINDS, Question, listing_questions, query_qu
 from moon_jax.data.grounding_answers import PARSED, UNREADABLE, Found
 from moon_jax.data.picture_files import upright_size
 from moon_jax.data.records import Box, Dataset
-from moon_jax.evaluation.report import align
+from moon_jax.evaluation.results import align
 
 SETS = ("seen", "unseen")
 MODEL = "model"

@@ -1,4 +1,4 @@
-"""Retrieval results of a small data set whose embeddings, ranks and losses are set by hand."""
+"""Results of small data sets whose embeddings, ranks, classes and losses are set by hand."""
 
 import dataclasses
 import math
@@ -9,8 +9,10 @@ import pytest
 from moon_jax.config import Config, DataConfig, EvalConfig, LossConfig, TrainConfig
 from moon_jax.data import sources
 from moon_jax.data.records import Dataset, ImageRef, Product, Query, Triplet
-from moon_jax.evaluation import report, tasks
+from moon_jax.evaluation import results as results_file
+from moon_jax.evaluation import tasks
 from moon_jax.evaluation.metrics import NO_PRODUCT, info_nce
+from moon_jax.evaluation.validation_loss import drawn_modality
 
 CONFIG = Config(
     train=TrainConfig(batch_size=2), eval=EvalConfig(ks=(1, 2, 5)), loss=LossConfig(temperature=0.5, ring_batches=0)
@@ -92,18 +94,19 @@ def test_ranks_by_hand(results):
     assert m["shoes/seen/image/R@1[kind=front]"] == 1
     assert [m[f"shoes/seen/image/R@{k}[kind=back]"] for k in (1, 2)] == [0, 0.5]
     assert "hats/seen/image/R@1[kind=front]" not in m  # its only kind
+    assert m["seen/image/R@1[kind=front]"] == 1 / 2
     assert m["unseen/text/R@1"] == m["shoes/unseen/text/R@1"] == 1
     assert "unseen/image/R@1" not in m  # no unseen query has a picture
 
 
 def test_counts(results):
-    rows = {(r["set"], r["part"], r["modality"], r["kind"]): r for r in results["rows"]}
+    rows = {(r["set"], r["part"], r["modality"], r["by"].get("kind")): r for r in results["rows"]}
     text = rows["seen", "shoes", "text", None]
     assert (text["queries"], text["lacking"], text["gallery"]) == (1, 2, 3)
-    assert text["chance"] == {"1": 1 / 3, "2": 2 / 3, "5": 1.0}
+    assert text["chance"] == {"R@1": 1 / 3, "R@2": 2 / 3, "R@5": 1.0}
     both = rows["seen", None, "image", None]
     assert (both["queries"], both["lacking"], both["gallery"]) == (4, 0, None)
-    assert both["chance"]["1"] == pytest.approx((3 * 1 / 3 + 1 / 2) / 4)
+    assert both["chance"]["R@1"] == pytest.approx((3 * 1 / 3 + 1 / 2) / 4)
     assert results["counts"]["listings"] == {"hats": 2, "shoes": 3}
     assert results["data"]["fingerprint"] == "f1ngerprint"
     assert results["about"] == {"step": 7}
@@ -178,10 +181,10 @@ def test_info_nce_without_negatives_is_zero():
 
 def test_drawn_modalities_follow_the_mix():
     triplets = [Triplet(str(i), query("q1", "find q2"), A, B, "shoes") for i in range(1700)]
-    drawn = [tasks._drawn_task(t, (12, 3, 2)) for t in triplets]
+    drawn = [drawn_modality(t, (12, 3, 2)) for t in triplets]
     assert [round(drawn.count(task) / 100) for task in ("image", "text", "item")] == [12, 3, 2]
     only_text = Triplet("x", query(None, "find q2"), A, B, "shoes")
-    assert tasks._drawn_task(only_text, (12, 0, 0)) == "text"
+    assert drawn_modality(only_text, (12, 0, 0)) == "text"
 
 
 def test_color_histogram_stands_beside_the_model(monkeypatch):
@@ -200,7 +203,7 @@ def test_color_histogram_stands_beside_the_model(monkeypatch):
     assert m["shoes/seen/image/R@1[method=color_histogram]"] == 1 / 3
     assert m["hats/seen/image/R@1[method=color_histogram]"] == 1
     assert m["seen/image/R@1[method=color_histogram]"] == 1 / 2
-    assert "color_histogram" in report.table(results)
+    assert "color_histogram" in results_file.table(results)
 
 
 def test_refuses():
@@ -219,10 +222,10 @@ def test_real_data(moon_data):
     rng = np.random.default_rng(0)
     config = Config(data=data, eval=EvalConfig(color_histogram=True))
     results = tasks.evaluate(dataset, lambda documents: rng.normal(size=(len(documents), 8)), config)
-    rows = {(r["method"], r["modality"], r["kind"]): r for r in results["rows"] if r["part"] == "luma"}
+    rows = {(r["method"], r["modality"], r["by"].get("kind")): r for r in results["rows"] if r["part"] == "luma"}
     floors = {"back_view": (32, 0.750), "other_color": (53, 0.094)}
     for kind, (queries, recall) in floors.items():
         row = rows["color_histogram", "image", kind]
         assert (row["queries"], row["gallery"]) == (queries, 134)
-        assert row["recall"]["1"] == pytest.approx(recall, abs=0.05)
-    assert rows["model", "image", None]["recall"]["1"] < 0.05  # random vectors
+        assert row["measures"]["R@1"] == pytest.approx(recall, abs=0.05)
+    assert rows["model", "image", None]["measures"]["R@1"] < 0.05  # random vectors
