@@ -17,15 +17,13 @@ The same catalogue, log and flags give the same files, whatever the engine and t
     spark-submit ... moon_jax/prepare.py --engine=spark --log=hdfs:///log --work=/shared/tmp ...
 """
 
-import contextlib
 import dataclasses
 import datetime
 import os
 import pathlib
-import shutil
+import signal
 import sys
-import tempfile
-from collections.abc import Iterator
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -33,6 +31,7 @@ from moon_jax.command_flags import CommandFlags, pairs
 from moon_jax.config import ConfigError, DataConfig
 from moon_jax.config_rules import FORMATS
 from moon_jax.data import sources
+from moon_jax.data.benchmark import output as folders
 from moon_jax.data.benchmark import report as reports
 from moon_jax.data.benchmark.build import Settings, build
 from moon_jax.data.benchmark.engine import ENGINES, connect
@@ -44,14 +43,13 @@ from moon_jax.data.records import DataError
 from moon_jax.data.sources import guess
 from moon_jax.evaluation.results import write_json
 
-REPORT = "report.json"
-
 
 def main(argv: list[str]) -> None:
     """Reads the flags and runs; mistakes of the user end with one plain message instead of a traceback."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are given as --name=value")
     logging.set_verbosity(logging.WARNING)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that folders are removed
     try:
         run()
     except (ConfigError, DataError, OSError) as error:
@@ -60,20 +58,15 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Makes the benchmark that the flags ask for; see the module."""
-    output = pathlib.Path(OUTPUT.value).expanduser().absolute()
-    if output.exists() and not (output / REPORT).exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"{output} holds something that is not a benchmark of this command; name another folder")
+    output = pathlib.Path(OUTPUT.value).expanduser().resolve()
+    folders.check_replaceable(output)
     columns = Columns(LOG.value, dict(pairs("columns", COLUMNS.value)), IGNORE_COLUMNS.value)
     window = Window(_day("since", SINCE.value), _day("until", UNTIL.value))
     settings = Settings(
         TRAIN_ROWS.value, TEST_ROWS.value, FLOOR.value, SEED.value, window, MAX_PERSONAL_SHARE.value, MINER_MARGIN.value
     )
-    found = listings(sources.read(_catalogue(), triplets=False), TEST_SHARE.value)
-    model = None
-    if MINER.value:
-        from moon_jax.encoder import load  # JAX takes seconds to start, and only this needs it
-
-        model = load(MINER.value, progress=True)
+    found = listings(sources.read(_catalogue(), triplets=False), TEST_SHARE.value, output)
+    model = _miner() if MINER.value else None
     log = DataConfig(
         path=LOG.value,
         image_folder=_query_pictures(),
@@ -81,7 +74,11 @@ def run() -> None:
         max_skipped_share=MAX_SKIPPED_SHARE.value,
     )
     say = lambda line: print(f"{line} ...", file=sys.stderr)  # noqa: E731
-    with _fresh(output) as folder, _work(output) as work:
+    place = pathlib.Path(WORK.value).expanduser().absolute() if WORK.value else output.parent
+    place.mkdir(parents=True, exist_ok=True)
+    folders.clear(place, "prepare")
+    mode = 0o777 if ENGINE.value == "spark" else 0o700  # executors may run as another user
+    with folders.fresh(output) as folder, folders.temporary(place, "prepare", mode) as work:
         engine = connect(ENGINE.value, work, MEMORY_GB.value)
         try:
             report = build(found, log, columns, settings, engine, folder, output, say, model)
@@ -90,7 +87,7 @@ def run() -> None:
         report["settings"] = dataclasses.asdict(settings) | {
             "test_share": TEST_SHARE.value, "engine": ENGINE.value, "miner": MINER.value,
         }  # fmt: skip
-        write_json(report, folder / REPORT)
+        write_json(folders.STAMP | report, folder / folders.REPORT)
     print(reports.text(report))
     share = "" if TEST_SHARE.value == DataConfig().unseen_share else f" --config.data.unseen_share={TEST_SHARE.value:g}"
     print(f"\n{output}: train with --config.data.format=jsonl --config.data.path={OUTPUT.value}{share}")
@@ -109,37 +106,20 @@ def _catalogue() -> DataConfig:
 
 def _query_pictures() -> str:
     if QUERY_FOLDER.value:
-        return str(pathlib.Path(QUERY_FOLDER.value).expanduser().absolute())
-    path = pathlib.Path(LOG.value).expanduser().absolute()
-    return str(path if path.is_dir() else path.parent)
+        return os.path.abspath(pathlib.Path(QUERY_FOLDER.value).expanduser())
+    path = os.path.abspath(pathlib.Path(LOG.value).expanduser())
+    return path if os.path.isdir(path) else os.path.dirname(path)
 
 
-@contextlib.contextmanager
-def _fresh(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a folder that takes the place of the output when all went well, and is gone otherwise."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    fresh = pathlib.Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+def _miner() -> Any:
+    from moon_jax.data.tokenizer import TokenizerError  # JAX takes seconds to start, and only this needs it
+    from moon_jax.encoder import load
+    from moon_jax.weights.source import WeightsError
+
     try:
-        yield fresh
-        fresh.chmod(0o755)  # mkdtemp's folders are private
-        if output.exists():
-            shutil.rmtree(output)
-        fresh.rename(output)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _work(output: pathlib.Path) -> Iterator[pathlib.Path]:
-    folder = pathlib.Path(WORK.value).expanduser().absolute() if WORK.value else output.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    work = pathlib.Path(tempfile.mkdtemp(prefix=".prepare.", dir=folder))
-    if ENGINE.value == "spark":
-        os.chmod(work, 0o777)  # executors may run as another user
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        return load(MINER.value, progress=True)
+    except (WeightsError, TokenizerError) as error:
+        raise ConfigError(f"--miner={MINER.value}: {error}") from error
 
 
 def _day(name: str, given: str | None) -> int | None:

@@ -43,6 +43,24 @@ from moon_jax.parallel.mesh import make_mesh
         ("221 Baker Street", "address"),
         ("Hauptstraße 12", "address"),
         ("加微信：shop_12345", "messenger"),
+        ("138\u200b0013\u00ad8000", "phone number"),  # what is not seen
+        ("138\u20130013\u22128000", "phone number"),  # dashes
+        ("138.0013.8000", "phone number"),
+        ("١٣٨٠٠١٣٨٠٠٠", "phone number"),  # Arabic digits
+        ("4111.1111.1111.1111", "payment card"),
+        ("110105 19491231 002X", "id number"),
+        ("078-05-1120", "id number"),
+        ("SSN: 078051120", "id number"),
+        ("加 QQ123456789", "messenger"),
+        ("qq群 12345678", "messenger"),
+        ("微信123456789", "messenger"),
+        ("wx:shop_12345", "messenger"),
+        ("加wx shop12345", "messenger"),
+        ("wxid_a1b2c3d4", "messenger"),
+        ("Sony DSC-WX500 black", ""),
+        ("wechat sticker 2024", ""),
+        ("QQ 60 x 40", ""),
+        ("000-12-3456", ""),  # no such number
         ("iphone 15 pro max 256", ""),
         ("levi's 501 w32 l34", ""),
         ("4006381333931", ""),  # EAN
@@ -64,6 +82,15 @@ def test_what_looks_personal(text, kind):
         ("https://anna:secret@example.com/a.jpg", "user in the address"),
         ("https://example.com/a.jpg?w=1&user_id=7", "user in the address"),
         ("uploads/anna@example.com/1.jpg", "e-mail"),
+        ("https://example.com/a.jpg?access_token=7", "user in the address"),
+        ("https://example.com/a.jpg?w=1;user=7", "user in the address"),
+        ("https://example.com/a.jpg#user=7", "user in the address"),
+        ("https://example.com/a.jpg?openid=7", "user in the address"),
+        ("https://example.com/a.jpg?buyer=7", "user in the address"),
+        ("https://example.com/a.jpg%3Fuser%3D7", "user in the address"),
+        ("uploads/john%40example.com/1.jpg", "e-mail"),
+        ("icons/cart@2x.png", ""),
+        ("https://example.com/a.jpg?designer=7&tokens=1", ""),
         ("queries/1.jpg", ""),
     ],
 )
@@ -76,10 +103,16 @@ def test_what_is_personal_by_name():
         "user_id", "userId", "USERID", "buyer", "BuyerNick", "customer-no", "phone", "shipping address", "e-mail",
         "email", "ip", "client_ip", "deviceId", "session", "order_id", "birth_date", "first name", "full_name",
         "收货地址", "手机号", "query_user", "cookie", "lat", "zip", "query_email",
+        "buyerid", "customerid", "phonenumber", "useremail", "emailaddress", "buyername", "dateofbirth",
+        "deliveryaddress", "BUYERPHONE", "user2", "buyer1", "openid", "unionid", "contact_name", "purchaser_id",
+        "payer", "cardno", "msisdn", "收货人", "客户", "账号", "联系人", "性别", "年龄", "支付宝", "手機", "電話",
+        "user_birth_date",
     )  # fmt: skip
     fine = (
         "query", "query_text", "query_image", "item_id", "time", "ts", "title", "category", "price", "image_address",
         "product_age", "clicks", "platform", "relation", "description", "item_location", "zipper", "latex", "名称",
+        "order_time", "order_date", "orderTime", "transaction_time", "user_query", "订单时间", "custom", "cardigan",
+        "userquery", "items1", "address_of_item",
     )  # fmt: skip
     assert set(personal.columns((*refused, *fine))) == set(refused)
 

@@ -10,7 +10,7 @@ import ibis.expr.types as ir
 
 from moon_jax.config import DataConfig
 from moon_jax.data.benchmark import purchases, sampling, sides
-from moon_jax.data.benchmark.engine import Engine
+from moon_jax.data.benchmark.engine import Engine, naming
 from moon_jax.data.benchmark.listings import Listings
 from moon_jax.data.benchmark.log_file import Columns, open_log
 from moon_jax.data.benchmark.mining import Embeds, Miner
@@ -72,7 +72,9 @@ def build(
             f"--since and --until need a column with the time, and {log.path} has none (--columns=time=...)"
         )
     say("looking at every row")
-    rows = engine.stage(purchases.judged(source.rows, listings.table(engine), settings.window), "judged.parquet")
+    judged = purchases.judged(source.rows, listings.table(engine), settings.window, log.image_folder)
+    with naming(log.path):
+        rows = engine.stage(judged, "judged.parquet")
     report = _judged_report(rows)
     purchases.check_look(report["dropped"], report["rows"], settings.max_personal_share)
     if not report["usable"]:
@@ -107,7 +109,10 @@ def build(
     depths = {name: collections.Counter() for name in SETS.values()}
     writer = Writer(listings.products, home, pictures)
     counts = writer.write(folder, _counted(records, depths), _count(final))
-    in_both = {"queries": sides.overlap(final), "products": len(writer.used[False] & writer.used[True])}
+    in_both = {
+        "queries": sides.overlap(final, log.image_folder),
+        "products": len(writer.used[False] & writer.used[True]),
+    }
     if any(in_both.values()):
         raise RuntimeError(f"training and test set share {in_both}: this must not happen; please report it")
     report |= {

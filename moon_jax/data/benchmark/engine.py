@@ -1,5 +1,6 @@
 """The engine that runs the tables: DuckDB in this process, or Spark where logs outgrow one machine."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator
@@ -10,10 +11,12 @@ import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from moon_jax.data.policy import shown
 from moon_jax.data.records import DataError
 
 ENGINES = ("duckdb", "spark")
 BATCH_ROWS = 65_536  # that the driver holds at a time
+LONGEST_MESSAGE = 300  # characters of an engine's message that are passed on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,16 +43,17 @@ class Engine:
     def read(self, path: str) -> ir.Table:
         """Returns a Parquet file, or a folder of them, in this machine's or (Spark) the cluster's storage.
 
+        Files of a folder may have different columns: what one lacks is null there.
+
         Raises:
             DataError: it cannot be read.
         """
         pattern = path
         if self.connection.name == "duckdb" and pathlib.Path(path).is_dir():
             pattern = f"{path}/**/*.parquet"
-        try:
-            return self.connection.read_parquet(pattern)
-        except Exception as error:  # each engine has its own
-            raise DataError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+        by_name = {"union_by_name": True} if self.connection.name == "duckdb" else {"mergeSchema": True}
+        with naming(path):
+            return self.connection.read_parquet(pattern, **by_name)
 
     def batches(self, name: str) -> Iterator[pa.RecordBatch]:
         """Yields the rows of a staged table in the order in which it was staged."""
@@ -61,6 +65,18 @@ class Engine:
     def close(self) -> None:
         """Ends the connection."""
         self.connection.disconnect()
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Makes a DataError that names `path` of what an engine raises when it meets what it cannot read."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # each engine has its own
+        said = shown((str(error).splitlines() or [type(error).__name__])[0][:LONGEST_MESSAGE])
+        raise DataError(f"{path} cannot be read as Parquet: {said}") from error
 
 
 def connect(engine: str, folder: pathlib.Path, memory_gb: float) -> Engine:

@@ -2,7 +2,10 @@
 
 import datetime
 import hashlib
+import os
+import re
 import unicodedata
+import urllib.parse
 
 import ibis
 
@@ -10,6 +13,9 @@ from moon_jax.data.benchmark import personal
 
 DRAWN = 2**60  # numbers that `draw` chooses from
 NO_TIME = -1
+_COUNT = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20})?")
+_DATE = re.compile(r"([0-9]{4})[-/.]([0-9]{1,2})[-/.]([0-9]{1,2})((?:[T ].*)?)")
+_HOUR = re.compile(r"^[T ](?=[0-9]:)")  # of one digit
 
 
 def clean(text: str) -> str:
@@ -29,17 +35,44 @@ def draw(text: str) -> int:
     return int(hashlib.md5(text.encode()).hexdigest()[:15], 16)
 
 
-def seconds(text: str) -> int:
-    """Returns seconds since 1970 of ISO 8601 (UTC where no zone is named) or of a count of seconds or milliseconds.
+def reference(text: str, folder: str) -> str:
+    """Returns one spelling of the path or address of a picture, so that equal pictures have equal references.
 
-    NO_TIME stands for what is none of these, and for times before 1970.
+    A path is given relative to `folder`, where relative ones start, without "." and "//" and superfluous ".."; of an
+    address scheme and host are in lower case, and the fragment is dropped. Files are not touched.
+    """
+    if not text:
+        return ""
+    if text[:8].lower().startswith(("http://", "https://")):
+        try:
+            scheme, place, path, query, _ = urllib.parse.urlsplit(text)
+        except ValueError:  # no address, but a text all the same
+            return text
+        user, at, host = place.rpartition("@")
+        return urllib.parse.urlunsplit((scheme, user + at + host.lower(), path, query, ""))
+    path = os.path.normpath(os.path.join(folder, text))
+    return os.path.relpath("/" + path.lstrip("/"), folder)
+
+
+def seconds(text: str) -> int:
+    """Returns seconds since 1970 of a written time (UTC where no zone is named) or of a count.
+
+    Read are ISO 8601, also with slashes or dots in the date and without leading zeros; YYYYMMDD and YYYYMMDDHHMMSS; and
+    counts of seconds, milli-, micro- and nanoseconds, told apart by their size. NO_TIME stands for what is none of
+    these, and for times before 1970.
     """
     text = text.strip()
     try:
-        if text.isascii() and text.isdigit():
-            count = int(text[:20])
-            return count // 1000 if count >= 10**11 else count  # 10^11 seconds is the year 5138
-        time = datetime.datetime.fromisoformat(text)
+        if _COUNT.fullmatch(text):
+            if len(text) in (8, 14) and text.startswith(("19", "20")):
+                time = datetime.datetime.strptime(text.ljust(14, "0"), "%Y%m%d%H%M%S")
+            else:
+                return _counted(int(text.partition(".")[0]))
+        else:
+            if written := _DATE.fullmatch(text):
+                year, month, day, rest = written.groups()
+                text = f"{year}-{month:0>2}-{day:0>2}{_HOUR.sub(r'T0', rest)}"
+            time = datetime.datetime.fromisoformat(text)
         if time.tzinfo is None:
             time = time.replace(tzinfo=datetime.UTC)
         return max(NO_TIME, int(time.timestamp()))
@@ -47,9 +80,23 @@ def seconds(text: str) -> int:
         return NO_TIME
 
 
+def _counted(count: int) -> int:
+    for least, unit in ((10**17, 10**9), (10**14, 10**6), (10**11, 10**3)):  # 10^11 seconds is the year 5138
+        if count >= least:
+            return count // unit
+    return count
+
+
+def utf8(data: bytes) -> str:
+    """Returns bytes as text; UnicodeDecodeError if they are not UTF-8."""
+    return data.decode("utf-8")
+
+
 CLEAN = ibis.udf.scalar.python(clean)
 NORMAL = ibis.udf.scalar.python(normal)
 DRAW = ibis.udf.scalar.python(draw)
+REFERENCE = ibis.udf.scalar.python(reference)
+UTF8 = ibis.udf.scalar.python(utf8)
 SECONDS = ibis.udf.scalar.python(seconds)
 TEXT_LOOK = ibis.udf.scalar.python(personal.text_look)
 PICTURE_LOOK = ibis.udf.scalar.python(personal.picture_look)

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,12 +16,13 @@ from tqdm import tqdm
 
 from moon_jax.config import DataConfig
 from moon_jax.data.benchmark import personal
-from moon_jax.data.benchmark.engine import BATCH_ROWS, Engine
-from moon_jax.data.benchmark.functions import SECONDS
+from moon_jax.data.benchmark.engine import BATCH_ROWS, Engine, naming
+from moon_jax.data.benchmark.functions import SECONDS, UTF8
 from moon_jax.data.records import DataError
 from moon_jax.data.sources import lines
+from moon_jax.data.sources.delimited import Cells, csv_rows
 from moon_jax.data.sources.lines import Reading, RecordError
-from moon_jax.data.sources.table import Cells, csv_rows, json_rows
+from moon_jax.data.sources.table import json_rows
 
 ROLES = {
     "query_text": ("query_text", "query", "text", "search", "search_query", "keyword", "keywords"),
@@ -28,6 +30,7 @@ ROLES = {
     "item_id": ("item_id", "purchased_item_id", "purchased_item", "product_id", "sku", "item", "asin"),
     "time": ("time", "purchase_time", "timestamp", "date", "datetime", "ts"),
 }
+EXACT = {"item_id": 2.0**53, "time": 2.0**62}  # floats below are whole numbers of 64 bits, and ids are distinct
 TEXT_FILES = (".csv", ".tsv", ".jsonl")
 
 
@@ -40,7 +43,7 @@ class LogFile(NamedTuple):
 
 
 class Columns:
-    """Finds the columns that are needed by their names, and refuses personal ones."""
+    """Finds the columns that are needed by their names, and refuses personal ones; a given name is no mistake."""
 
     def __init__(self, path: str, given: dict[str, str], ignored: Iterable[str]):
         """Takes names for roles, and the personal columns that were allowed to be there unread.
@@ -67,7 +70,8 @@ class Columns:
 
     def _find(self, names: tuple[str, ...]) -> dict[str, str]:
         self.there |= dict.fromkeys(names)
-        refused = personal.columns(name for name in names if name not in self._ignored)
+        wanted = self._given.values()
+        refused = personal.columns(name for name in names if name not in self._ignored and name not in wanted)
         if refused:
             said = ", ".join(f"{name!r} ({kind})" for name, kind in refused.items())
             raise DataError(
@@ -159,20 +163,49 @@ def _text(value: Any, role: str) -> str:
 
 
 def _plain(rows: ir.Table, found: dict[str, str], path: str) -> ir.Table:
-    """Returns the columns of a Parquet table as texts and seconds."""
-    texts: dict[str, Any] = {}
-    for role in ROLES:
-        column = rows[found[role]] if role in found else None
-        kind = None if column is None else column.type()
-        if column is None:
-            texts[role] = ""
-        elif kind.is_string() or (kind.is_integer() and role in ("item_id", "time")):
-            texts[role] = column.cast("string").fill_null("")
-        elif role == "time" and (kind.is_timestamp() or kind.is_date()):
-            texts[role] = column.cast("timestamp('UTC')").epoch_seconds().cast("string").fill_null("")
-        else:
-            raise DataError(f"{path}: the column {found[role]!r} ({role}) holds {kind}, which cannot be used")
+    """Returns the columns of a Parquet table as texts and seconds.
+
+    Raises:
+        DataError: a column holds what is no text, id or time.
+    """
+    texts = {role: _as_text(rows, found[role], role, path) if role in found else ibis.literal("") for role in ROLES}
     return _timed(rows.select(**texts))
+
+
+def _as_text(rows: ir.Table, name: str, role: str, path: str) -> ir.StringValue:
+    column = rows[name]
+    kind = column.type()
+    number = role in ("item_id", "time")
+    if kind.is_string():
+        made = column
+    elif kind.is_binary():
+        made = column.isnull().ifelse("", UTF8(column.fill_null(b"")))
+    elif number and (kind.is_integer() or (kind.is_decimal() and kind.scale == 0)):
+        made = column.cast("string")
+    elif role == "time" and (kind.is_timestamp() or kind.is_date()):
+        made = column.cast("timestamp('UTC')").epoch_seconds().cast("string")
+    elif number and kind.is_floating():
+        made = _whole(rows, name, role, path)
+    elif _any(rows, column.notnull(), path):
+        raise DataError(f"{path}: the column {name!r} ({role}) holds {kind}, which cannot be used")
+    else:  # of nothing but nulls, whatever type that is for the engine
+        return ibis.literal("")
+    return made.fill_null("")
+
+
+def _whole(rows: ir.Table, name: str, role: str, path: str) -> ir.StringValue:
+    """Returns floats without their fraction; ids must have none (a column with nulls often becomes one of floats)."""
+    column = rows[name].cast("float64")
+    fits = column.abs() < EXACT[role]  # not so for NaN, which both engines take for the greatest number
+    lossy = ~column.isnan() & (~fits | (fits.ifelse(column, 0.0) % 1 != 0))
+    if role == "item_id" and _any(rows, lossy, path):
+        raise DataError(f"{path}: the column {name!r} ({role}) holds numbers that are no ids: write them as texts")
+    return fits.ifelse(column, ibis.null("float64")).floor().cast("int64").cast("string")
+
+
+def _any(rows: ir.Table, test: ir.BooleanValue, path: str) -> bool:
+    with naming(path):
+        return bool(rows.select(test=test).test.any().to_pyarrow().as_py())
 
 
 def _timed(rows: ir.Table) -> ir.Table:

@@ -6,7 +6,7 @@ import ibis
 import ibis.expr.types as ir
 
 from moon_jax.data.benchmark.engine import Engine
-from moon_jax.data.benchmark.functions import CLEAN, NO_TIME, NORMAL, PICTURE_LOOK, TEXT_LOOK
+from moon_jax.data.benchmark.functions import CLEAN, NO_TIME, NORMAL, PICTURE_LOOK, REFERENCE, TEXT_LOOK
 from moon_jax.data.records import DataError
 
 LONGEST_QUERY = 1000  # characters; longer ones are not what a customer types
@@ -25,15 +25,22 @@ class Window:
 ALWAYS = Window()
 
 
-def judged(log: ir.Table, listings: ir.Table, window: Window) -> ir.Table:
+def judged(log: ir.Table, listings: ir.Table, window: Window, pictures: str) -> ir.Table:
     """Returns every row of the log with its product and `dropped`, the first reason against it ("" = it is used).
 
     Columns: text, image (cleaned), text_key, image_key (md5 of what makes two queries the same; "" = none), product,
     test, industry, time, dropped.
+
+    Args:
+        log: the rows.
+        listings: of the catalogue.
+        window: of times.
+        pictures: folder where relative paths of query pictures start; `image` is relative to it, in one spelling.
     """
     rows = log.mutate(text=CLEAN(log.query_text), image=CLEAN(log.query_image), item=CLEAN(log.item_id))
     rows = rows.left_join(listings, "item").drop("item_right")
     rows = rows.mutate(about=TEXT_LOOK(rows.text), picture_about=PICTURE_LOOK(rows.image))
+    rows = rows.mutate(image=REFERENCE(rows.image, ibis.literal(pictures)))
     reasons = [
         ((rows.text == "") & (rows.image == ""), "no query"),
         (rows.item == "", "no item"),

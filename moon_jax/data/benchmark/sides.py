@@ -4,7 +4,7 @@ import ibis
 import ibis.expr.types as ir
 
 from moon_jax.data.benchmark.engine import Engine
-from moon_jax.data.benchmark.functions import DRAW, DRAWN
+from moon_jax.data.benchmark.functions import DRAW, DRAWN, NORMAL, REFERENCE
 
 
 def keys(rows: ir.Table, *also: str) -> ir.Table:
@@ -35,8 +35,18 @@ def on_one_side(rows: ir.Table, test_share: float, seed: int, engine: Engine) ->
     return joined.mutate(leaks=text_leaks | image_leaks).drop("text_to_test", "image_to_test")
 
 
-def overlap(rows: ir.Table) -> int:
-    """Returns how many texts and pictures of queries are in both sets."""
-    of = keys(rows, "test")
+def overlap(rows: ir.Table, pictures: str) -> int:
+    """Returns how many texts and pictures of queries are in both sets, by what is written of them.
+
+    Args:
+        rows: with text, image and test.
+        pictures: folder where relative paths of query pictures start.
+    """
+    written = rows.select(
+        "test",
+        text_key=(rows.text != "").ifelse(ibis.literal("text ") + NORMAL(rows.text), ""),
+        image_key=(rows.image != "").ifelse(ibis.literal("image ") + REFERENCE(rows.image, ibis.literal(pictures)), ""),
+    )
+    of = keys(written, "test")
     both = of.filter(of.test).select("key").distinct().semi_join(of.filter(~of.test), "key")
     return int(both.count().to_pyarrow().as_py())

@@ -8,7 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from moon_jax.data.records import DataError, ImageRef, Product
+from moon_jax.data.benchmark.listings import written
+from moon_jax.data.records import DataError, Product
 from moon_jax.data.sources import lines
 from moon_jax.data.sources.jsonl import LEVELS
 
@@ -30,7 +31,7 @@ class Writer:
 
         Args:
             folder: to write to.
-            rows: id, test, text, image, product, negative, depth in the order of their ids.
+            rows: id, test, text, image (of `functions.reference`), product, negative, depth in the order of their ids.
             total: rows there will be, for the bar.
         """
         counts, last = {False: 0, True: 0}, ""
@@ -80,15 +81,10 @@ class Writer:
             "description": product.description,
             "category": _category(product),
             "attributes": {key: list(values) for key, values in product.attributes},
-            "images": [self._reference(image) for image in product.images],
+            "images": [written(image.path, self._home) for image in product.images],
         } | ({"image_bboxes": boxes} if any(boxes) else {})
 
-    def _reference(self, image: ImageRef) -> str:
-        return image.path if lines.is_url(image.path) else os.path.relpath(image.path, self._home)
-
     def _query_path(self, path: str) -> str:
-        if os.path.isabs(path):
-            return os.path.relpath(path, self._home)
         return os.path.normpath(os.path.join(self._query_pictures, path))
 
 
