@@ -4,6 +4,12 @@ The pictures go into a packed image store (see moon_jax.pack_images) under their
 
     --config.data.path=mbe.jsonl --config.data.format=mbe --config.data.image_store=STORE
 
+By default the pictures of our own layout are fetched (see moon_jax.prepare: the query's, the positive's, the negative's
+and those of listings), and MBE's doc_image; --keys names others, query.image being "image" inside of "query". One store
+takes the pictures of several files, one after the other, and a URL that it has is not asked for again:
+
+    for name in train test items; do python -m moon_jax.download --input=bench/$name.jsonl --output=STORE; done
+
 No other command of this package uses the network, and this one asks only http and https URLs on public addresses: not
 this machine, private or link-local networks or a cloud's metadata, also where a name or a redirect leads there (the
 address is checked when the connection is made, so a proxy is not used). Every request has limits of time, size and
@@ -93,7 +99,9 @@ def report(done: Fetched, plan: Plan) -> str:
 
 FLAGS = CommandFlags(__name__)
 INPUT = FLAGS.string("input", None, "file with one JSON record a line")
-KEYS = FLAGS.list("keys", ["doc_image"], "keys of the records that hold a URL or a list of them")
+KEYS = FLAGS.list(
+    "keys", list(UrlFile.KEYS), "keys of the records that hold a URL or a list of them; a dot leads into an object"
+)
 OUTPUT = FLAGS.string("output", None, "folder of the image store: made, or gone on with")
 MAX_PIXELS = FLAGS.integer("max_pixels", StoreSettings.max_pixels, "larger pictures are scaled down to it")
 QUALITY = FLAGS.integer("quality", StoreSettings.quality, "of the JPEG files that are written, 1..100")

@@ -17,6 +17,7 @@ import pathlib
 import signal
 import sys
 
+import numpy as np
 from absl import app, flags
 
 from moon_jax.command_flags import CommandFlags
@@ -48,20 +49,20 @@ def run() -> None:
         path=INPUT.value, format=FORMAT.value, parts=tuple(PARTS.value), image_folder=IMAGE_FOLDER.value,
         on_error=ON_ERROR.value, max_skipped_share=MAX_SKIPPED_SHARE.value,
     )  # fmt: skip
-    settings = StoreSettings(MAX_PIXELS.value, QUALITY.value, KEEP_FILES.value)
+    part, settings = Part.parse(HOST.value), StoreSettings(MAX_PIXELS.value, QUALITY.value, KEEP_FILES.value)
     folder = pathlib.Path(OUTPUT.value).expanduser().absolute()
     dataset = sources.read(config, triplets=False)
     pictures = store_refs.pictures_of(dataset, files.image_root(config))
     done = pack(
-        pictures, folder, settings, part=Part.parse(HOST.value), workers=WORKERS.value, on_error=ON_ERROR.value,
+        pictures, folder, settings, part=part, workers=WORKERS.value, on_error=ON_ERROR.value,
         max_skipped_share=MAX_SKIPPED_SHARE.value, shard_pictures=SHARD.value,
     )  # fmt: skip
-    store = Store(folder)
-    counts = store_refs.tokens(store, config, VisionConfig())
+    # The store can be opened when no other part adds to it: the index then is of all its shards.
+    counts = store_refs.tokens(Store(folder), config, VisionConfig()) if part.of == 1 else ()
     print(
         f"{folder}: {done.stored} pictures stored, {done.there_before} were there, {done.skipped} skipped; "
-        f"now {len(store)} in {len(store.shards)} shards, {done.index['bytes'] / 1e6:,.1f} MB"
-        + (f", {counts.mean():.0f} visual tokens each at 448x448 px" if len(counts) else "")
+        f"now {done.index['pictures']} in {len(done.index['shards'])} shards, {done.index['bytes'] / 1e6:,.1f} MB"
+        + (f", {np.mean(counts):.0f} visual tokens each at 448x448 px" if len(counts) else "")
     )
 
 

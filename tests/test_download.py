@@ -341,5 +341,5 @@ def test_mistakes_are_one_plain_message(tmp_path):
     with pytest.raises(SystemExit, match="limits must be positive"):
         command(input=tmp_path / "none.jsonl", rate=0)
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n')
-    with pytest.raises(SystemExit, match=r"no record has a URL under --keys=doc_image .*they have the keys 'a'"):
+    with pytest.raises(SystemExit, match=r"no record has a URL under --keys=query.image,.* they have the keys 'a'"):
         command(input=tmp_path / "rows.jsonl", rate=10)

@@ -62,7 +62,7 @@ class BoxFile:
         """Makes the file, or opens the one that is there behind its last whole line.
 
         Raises:
-            DataError: another process is writing it.
+            DataError: another process is writing it, or has written since `lines` were counted.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self._begun, os.O_RDWR | os.O_CREAT, 0o644)
@@ -72,10 +72,28 @@ class BoxFile:
             raise DataError(f"another process is writing {self._begun}") from None
         except OSError:  # a file system without locks
             pass
-        os.ftruncate(self._file, _whole_lines(self._begun)[1])
+        os.ftruncate(self._file, self._unchanged())
         os.lseek(self._file, 0, os.SEEK_END)
         self._write_settings({})
         self._committed = time.monotonic()
+
+    def _unchanged(self) -> int:
+        """Returns the bytes of the whole lines, which under the lock are still those that were counted."""
+        opened, size = os.fstat(self._file), 0
+        same = self._begun.exists() and os.path.samestat(opened, self._begun.stat())
+        if same:
+            lines, size = _whole_lines(self._begun)
+            if opened.st_size:
+                self._check_identity()
+            same = lines == self.lines and not self.path.exists()
+            if self.path.exists() and not opened.st_size:  # made by this process
+                self._begun.unlink()
+        if not same:
+            raise DataError(
+                f"another process has written {self.path} since this one began; the same command goes on from what is "
+                "there now"
+            )
+        return size
 
     def write(self, lines: Sequence[Mapping[str, Any]]) -> None:
         """Adds lines."""

@@ -96,6 +96,8 @@ class Fetcher:
             except FetchError as error:
                 if not error.again or attempt == self.limits.attempts:
                     raise
+            except Exception as error:  # one picture must not end the others
+                raise FetchError("bad answer", repr(error)[:300], again=True) from error
             self.counts["retries"] += 1
             await asyncio.sleep(self.limits.backoff_seconds * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))
         raise AssertionError("not reached")
@@ -135,12 +137,17 @@ class Fetcher:
                 return await self._read(url, response)
         except TimeoutError as error:
             raise FetchError("timeout", f"not done after {self.limits.timeout_seconds:g} s", again=True) from error
+        except aiohttp.ClientSSLError as error:  # before its base, as its errno 1 is no EPERM
+            passing = not isinstance(error, aiohttp.ClientConnectorCertificateError)
+            raise FetchError("no secure connection", str(error)[:300], again=passing) from error
         except aiohttp.ClientConnectorError as error:
             if error.os_error.errno == errno.EPERM:
                 raise FetchError("forbidden address", str(error.os_error)) from error
             raise FetchError("no connection", str(error), again=True) from error
         except (aiohttp.ClientPayloadError, aiohttp.ServerDisconnectedError, ConnectionError) as error:
             raise FetchError("broke off", f"the server broke off: {error}", again=True) from error
+        except UnicodeError as error:  # a host name that has no form on the wire
+            raise FetchError("forbidden URL", f"{url}: {error}"[:300]) from error
         except aiohttp.ClientError as error:
             raise FetchError("bad answer", repr(error)[:300], again=True) from error
 

@@ -8,8 +8,10 @@ from typing import Any
 import yarl
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_RELAYS = ipaddress.ip_network("192.88.99.0/24")  # 6to4 relays (RFC 7526), which Python calls global
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # Python calls more global, such as the site-local fec0::/10
 MAX_URL = 8000
+MAX_LABEL = 63  # of a host name, RFC 1035
 
 
 def is_public(address: str) -> bool:
@@ -27,7 +29,7 @@ def is_public(address: str) -> bool:
             return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
         if ip not in _GLOBAL_UNICAST or not all(is_public(str(v4)) for v4 in (ip.sixtofour, *(ip.teredo or ())) if v4):
             return False
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved)
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip in _RELAYS)
 
 
 def public_socket(addr_info: tuple[Any, ...]) -> socket.socket:
@@ -55,6 +57,8 @@ def url_problem(url: str) -> str:
             return f"scheme {parsed.scheme or 'missing'!s}, only http and https are fetched"
         if not parsed.host or parsed.port is None or any(character.isspace() for character in parsed.host):
             return "no host"
+        if any(not 1 <= len(label) <= MAX_LABEL for label in (parsed.raw_host or "").removesuffix(".").split(".")):
+            return f"no host name: its parts have 1 to {MAX_LABEL} letters"
         if parsed.user is not None or parsed.password is not None:
             return "a user name or password in it"
     except ValueError as error:

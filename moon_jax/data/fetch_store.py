@@ -63,7 +63,7 @@ async def fetch_all(plan: Plan, stop: asyncio.Event) -> Fetched:
     found = plan.input.scan()
     with writing(folder, plan.settings, part):
         path = folder / f"failed-{part.number:03d}.jsonl"
-        dead = [line for line in Journal.read(path) if not line["again"]]
+        dead = [line for line in Journal.read(path) if line.get("again") is False and isinstance(line.get("key"), str)]
         mine = first_mentions(found) & part.holds(found)
         new = mine & absent(found, known(folder))
         todo = new & absent(found, digests([line["key"] for line in dead]))
@@ -76,7 +76,7 @@ async def fetch_all(plan: Plan, stop: asyncio.Event) -> Fetched:
             finally:
                 run.journal.close()
                 shards.finish()
-        done.index = seal(folder)
+        done.index = await asyncio.to_thread(seal, folder)  # it may wait for another part
     return done
 
 

@@ -18,7 +18,15 @@ _BATCH = 100_000
 
 
 class UrlFile:
-    """The URLs under some keys of the records of a file; a key may hold one or a list."""
+    """The URLs under some keys of the records of a file; a key may hold one or a list.
+
+    "query.image" is the key "image" of the object (or of each object of the list) under "query".
+    """
+
+    KEYS = (  # of our own layout (sources/jsonl.py), and of MBE
+        "query.image", "positive.images", "positive.image", "negative.images", "negative.image", "images", "image",
+        "doc_image",
+    )  # fmt: skip
 
     def __init__(self, path: pathlib.Path, keys: Sequence[str]):
         self.path, self.keys = path, tuple(keys)
@@ -37,7 +45,7 @@ class UrlFile:
             for record in self._records(self.counts):
                 bar.update()
                 if len(there) < 1000:
-                    there.update(map(str, record))
+                    there.update(_names(record))
                 batch += self._urls(record, self.counts)
                 if len(batch) >= _BATCH:
                     parts.append(digests(batch))
@@ -79,12 +87,30 @@ class UrlFile:
             raise DataError(f"--input: there is no file {self.path}") from error
 
     def _urls(self, record: dict[str, Any], counts: collections.Counter[str] | None) -> list[str]:
-        given = [value for key in self.keys for value in lines.several(record.get(key)) if value not in ("", None)]
+        given = [value for key in self.keys for value in _under(record, key) if value not in ("", None)]
         urls = [policy.well_formed(v).strip() for v in given if isinstance(v, str)]
         urls = [url for url in urls if "://" in url]
         if counts is not None:
             counts["not_urls"] += len(given) - len(urls)
         return urls
+
+
+def _under(record: dict[str, Any], key: str) -> Iterator[Any]:
+    """Yields what a record has under a key, the key as it stands or as a way through objects and lists of them."""
+    if key in record:
+        yield from lines.several(record[key])
+        return
+    name, dot, rest = key.partition(".")
+    for inner in lines.several(record.get(name)) if dot else ():
+        if isinstance(inner, dict):
+            yield from _under(inner, rest)
+
+
+def _names(record: dict[str, Any]) -> Iterator[str]:
+    """Yields the keys of a record as --keys takes them, one level deep."""
+    for key, value in record.items():
+        inner = [name for one in lines.several(value) if isinstance(one, dict) for name in one]
+        yield from (f"{key}.{name}" for name in inner) if inner else (str(key),)
 
 
 def first_mentions(found: UInt64[np.ndarray, "n 2"]) -> Bool[np.ndarray, " n"]:

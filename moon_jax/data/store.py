@@ -6,7 +6,7 @@ A folder with
                          a shard: one picture file a record; one line a record with its key, sizes and checksum
   index.json, index-*.npy
                          all shards in one table, sorted by the digest of the key; read from the disk as it is needed,
-                         44 bytes a picture, shared by the processes of a machine
+                         40 bytes a picture, shared by the processes of a machine
   skipped-HOST.jsonl, failed-HOST.jsonl
                          what was left out and why
 
@@ -57,10 +57,10 @@ class Store:
     """A finished store, for reading: random access by row, in any number of threads."""
 
     def __init__(self, folder: str | pathlib.Path):
-        """Reads the small part of the index.
+        """Reads the small part of the index, and checks the table's checksum (once in a process).
 
         Raises:
-          DataError: no store there, or one that is not finished.
+          DataError: no store there, or one that is not finished or damaged.
         """
         self.folder = pathlib.Path(folder).expanduser().absolute()
         self.index = _index(self.folder)
@@ -74,6 +74,12 @@ class Store:
             raise DataError(f"{self.folder / self.index['rows']}: is not the index that {INDEX} describes")
         self.shards: list[str] = self.index["shards"]
         self.digest: str = self.index["sha256"]
+        stat = (self.folder / self.index["rows"]).stat()
+        if _table_digest(str(self.folder / self.index["rows"]), stat.st_ino, stat.st_mtime_ns) != self.digest:
+            raise DataError(
+                f"{self.folder / self.index['rows']}: is damaged (its checksum differs from {INDEX}); run the command "
+                "that writes the store again: it makes the index anew"
+            )
         self._readers: collections.OrderedDict[int, ArrayRecordReader] = collections.OrderedDict()
         self._opening = threading.Lock()
 
@@ -127,12 +133,16 @@ class Store:
             if shard in self._readers:
                 self._readers.move_to_end(shard)
                 return self._readers[shard]
-            path = str(self.folder / self.shards[shard]) + RECORDS
-            reader = ArrayRecordReader(path, _READ, file_reader_buffer_size=_READ_BUFFER_BYTES)
+            reader = open_shard(self.folder, self.shards[shard])
             self._readers[shard] = reader
             if len(self._readers) > _OPEN_SHARDS:
                 self._readers.popitem(last=False)
             return reader
+
+
+def open_shard(folder: pathlib.Path, name: str) -> ArrayRecordReader:
+    """Returns a reader of the pictures of a shard; the library raises what it likes on a damaged file."""
+    return ArrayRecordReader(str(folder / name) + RECORDS, _READ, file_reader_buffer_size=_READ_BUFFER_BYTES)
 
 
 @functools.lru_cache(maxsize=8)
@@ -169,15 +179,30 @@ def shard_names(folder: pathlib.Path) -> list[str]:
     return sorted(path.name.removesuffix(LINES) for path in folder.glob(ends))
 
 
+@functools.lru_cache(maxsize=64)
+def _table_digest(path: str, inode: int, changed_ns: int) -> str:
+    """Returns the sha256 of the rows of a table, computed again only where the file is another one."""
+    del inode, changed_ns
+    return hashlib.sha256(np.load(path, mmap_mode="r", allow_pickle=False).view(np.uint8)).hexdigest()
+
+
 def _index(folder: pathlib.Path) -> dict:
     try:
         index = json.loads((folder / INDEX).read_text())
         shards, made_by = index["shards"], index["format"]
+        kinds = {"rows": str, "sha256": str, "pictures": int, "bytes": int, "shards": list}
+        if wrong := [name for name, kind in kinds.items() if type(index[name]) is not kind]:
+            raise ValueError(f"{', '.join(wrong)} of a wrong type")
+        if not all(isinstance(name, str) for name in shards):
+            raise ValueError("shards are names")
     except FileNotFoundError:
         what = "is not finished: run the command that writes it again" if (folder / SETTINGS).exists() else "is none"
         raise DataError(f"image store {folder}: {what} (no {INDEX})") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{folder / INDEX}: is damaged: {error!r}") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(
+            f"{folder / INDEX}: is damaged: {error!r}; run the command that writes the store again: it makes the index "
+            "anew"
+        ) from error
     if made_by != FORMAT:
         raise DataError(f"{folder / INDEX}: format {made_by}, this version reads {FORMAT}")
     if shards != (there := shard_names(folder)):

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import uuid
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,10 +19,12 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Bool, UInt64
 
 from moon_jax.data.records import DataError
-from moon_jax.data.store import FORMAT, INDEX, LINES, RECORDS, ROW, SETTINGS, digests, shard_names
+from moon_jax.data.store import FORMAT, INDEX, LINES, RECORDS, ROW, SETTINGS, digests, open_shard, shard_names
 from moon_jax.data.store_encode import Encoded, StoreSettings
 
 SHARD_PICTURES = 1024
+_STORE_ANEW = "remove the two files of this shard and run the command again: its pictures are then stored anew"
+_START_ANEW = "write the store into another folder, or remove this one"
 _WRITE = "group_size:1,uncompressed"  # a picture file does not shrink, and is read alone
 
 
@@ -100,14 +103,7 @@ def writing(folder: pathlib.Path, settings: StoreSettings, part: Part) -> Iterat
     """
     folder.mkdir(parents=True, exist_ok=True)
     said = {"format": FORMAT, **dataclasses.asdict(settings)}
-    if (folder / SETTINGS).exists():
-        there = json.loads((folder / SETTINGS).read_text())
-        if there != said:
-            changed = ", ".join(
-                f"{k} was {there.get(k)!r}, is {said.get(k)!r}" for k in said if there.get(k) != said[k]
-            )
-            raise DataError(f"image store {folder}: its pictures were stored with other settings: {changed}")
-    elif any(folder.iterdir()) and not list(folder.glob(".lock-*")):
+    if not (folder / SETTINGS).exists() and any(folder.iterdir()) and not list(folder.glob(".lock-*")):
         raise DataError(f"{folder} holds other files and no image store: choose another folder")
     with (folder / f".lock-{part.number:03d}").open("w") as lock:
         try:
@@ -116,10 +112,29 @@ def writing(folder: pathlib.Path, settings: StoreSettings, part: Part) -> Iterat
             raise DataError(f"image store {folder}: another process writes part {part.number} of it") from None
         except OSError:  # a file system without locks
             pass
-        write_whole(folder / SETTINGS, (json.dumps(said, indent=2) + "\n").encode())
+        with _alone(folder):
+            _agree(folder, said)
         for left_over in folder.glob(f".{part.number:03d}-*.unfinished"):
             left_over.unlink()
         yield
+
+
+@contextlib.contextmanager
+def _alone(folder: pathlib.Path) -> Iterator[None]:
+    """Waits until no other part is at what the parts have in common: the settings and the index."""
+    with (folder / ".lock-index").open("w") as lock:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _agree(folder: pathlib.Path, said: Mapping[str, Any]) -> None:
+    """Writes the settings, or checks that those that are there are the same."""
+    if not (folder / SETTINGS).exists():
+        write_whole(folder / SETTINGS, (json.dumps(said, indent=2) + "\n").encode())
+    elif (there := _settings(folder)) != said:
+        changed = ", ".join(f"{k} was {there.get(k)!r}, is {said.get(k)!r}" for k in said if there.get(k) != said[k])
+        raise DataError(f"image store {folder}: its pictures were stored with other settings: {changed}")
 
 
 def next_number(folder: pathlib.Path, part: Part) -> int:
@@ -129,8 +144,12 @@ def next_number(folder: pathlib.Path, part: Part) -> int:
 
 
 def known(folder: pathlib.Path) -> UInt64[np.ndarray, "n 2"]:
-    """Returns the digests of the keys of all pictures in finished shards."""
-    parts = [digests([said["key"] for said in _lines(folder, name)]) for name in shard_names(folder)]
+    """Returns the digests of the keys of all pictures in finished shards.
+
+    Raises:
+      DataError: a shard's lines are damaged, or its pictures are not all there.
+    """
+    parts = [digests(_keys(folder, name)) for name in shard_names(folder)]
     return np.concatenate(parts) if parts else np.empty((0, 2), np.uint64)
 
 
@@ -141,7 +160,15 @@ def absent(keys: UInt64[np.ndarray, "n 2"], there: UInt64[np.ndarray, "m 2"]) ->
 
 
 def seal(folder: pathlib.Path) -> dict[str, Any]:
-    """Writes the index over all finished shards, of all parts, and returns its description."""
+    """Writes the index over all finished shards, of all parts, and returns its description.
+
+    One writer at a time: of parts that end together, each sees the shards of those before it.
+    """
+    with _alone(folder):
+        return _seal(folder)
+
+
+def _seal(folder: pathlib.Path) -> dict[str, Any]:
     names, tables = shard_names(folder), []
     counts: collections.Counter[str] = collections.Counter()
     for number, name in enumerate(names):
@@ -163,7 +190,7 @@ def seal(folder: pathlib.Path) -> dict[str, Any]:
         np.save(file, rows)
     _sync(folder / f".{table_name}")
     (folder / f".{table_name}").rename(folder / table_name)
-    settings = json.loads((folder / SETTINGS).read_text())
+    settings = _settings(folder)
     about = {"rows": table_name, "sha256": digest, "pictures": len(rows), "bytes": counts["bytes"], "shards": names}
     write_whole(folder / INDEX, (json.dumps(settings | about, indent=1) + "\n").encode())
     for old in folder.glob("index-*.npy"):
@@ -182,14 +209,14 @@ class Journal:
 
     @staticmethod
     def read(path: pathlib.Path) -> list[dict[str, Any]]:
-        """Returns the lines of a journal, without a last one that is not whole."""
+        """Returns the lines of a journal that are JSON objects: the last one may not be whole."""
         if not path.exists():
             return []
         out = []
         for line in path.read_text("utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 out.append(json.loads(line))
-        return out
+        return [line for line in out if isinstance(line, dict)]
 
     def add(self, key: str, reason: str, **more: Any) -> None:
         """Writes a line."""
@@ -203,12 +230,37 @@ class Journal:
 
 def write_whole(path: pathlib.Path, content: bytes) -> None:
     """Writes a file that has its name only when all of it is on the disk."""
-    writing = path.with_name(f".{path.name}.unfinished-{os.getpid()}")
+    writing = path.with_name(f".{path.name}.unfinished-{uuid.uuid4().hex}")
     with writing.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     writing.rename(path)
+
+
+def _settings(folder: pathlib.Path) -> dict[str, Any]:
+    try:
+        said = json.loads((folder / SETTINGS).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{folder / SETTINGS}: cannot be read ({error}); {_START_ANEW}") from error
+    if not isinstance(said, dict):
+        raise DataError(f"{folder / SETTINGS}: holds {type(said).__name__}, not an object; {_START_ANEW}")
+    return said
+
+
+def _keys(folder: pathlib.Path, name: str) -> list[str]:
+    """Returns the keys of a shard whose pictures are all there, as far as its size and its footer tell."""
+    said, path = list(_lines(folder, name)), folder / f"{name}{RECORDS}"
+    try:
+        size, least = path.stat().st_size, sum(line["bytes"] for line in said)
+        if size < least:
+            raise DataError(f"{size} bytes, fewer than its pictures have")
+        with contextlib.closing(open_shard(folder, name)) as reader:
+            if (there := reader.num_records()) != len(said):
+                raise DataError(f"it has {there} pictures, not {len(said)}")
+    except Exception as error:  # whatever the library raises on a damaged file
+        raise DataError(f"{path}: is damaged or missing ({error}); {_STORE_ANEW}") from error
+    return [line["key"] for line in said]
 
 
 def _lines(folder: pathlib.Path, name: str) -> Iterator[dict[str, Any]]:
@@ -219,10 +271,7 @@ def _lines(folder: pathlib.Path, name: str) -> Iterator[dict[str, Any]]:
                 said = json.loads(line)
                 said["key"].encode()
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise DataError(
-                    f"{path}:{number}: is damaged ({error!r}); remove the two files of this shard and run the command "
-                    "again: its pictures are then stored anew"
-                ) from error
+                raise DataError(f"{path}:{number}: is damaged ({error!r}); {_STORE_ANEW}") from error
             yield said
 
 
