@@ -29,6 +29,7 @@ from moon_jax.config_rules import FORMATS
 from moon_jax.data import sources, summary, tokenizer
 from moon_jax.data.contact_sheet import chart, contact_sheet, lacks_chinese
 from moon_jax.data.histogram import Histogram
+from moon_jax.data.policy import printable
 from moon_jax.data.records import DataError, Dataset
 from moon_jax.data.sources import guess
 from moon_jax.evaluation.results import write_json
@@ -51,6 +52,8 @@ def run() -> None:
     """Describes what the flags say; see the module."""
     if min(LIMIT.value, PICTURES.value, SHEET.value) < 0:
         raise ConfigError("--limit, --pictures and --sheet must not be negative")
+    if MAX_PIXELS.value < DataConfig.min_pixels:
+        raise ConfigError(f"--max_pixels must be at least {DataConfig.min_pixels} (config.data.min_pixels)")
     guesses = [guess.Guess(FORMAT.value, "as --format says")] if FORMAT.value else guess.guess(INPUT.value)
     data = DataConfig(
         path=str(INPUT.value),
@@ -83,7 +86,7 @@ def run() -> None:
         "pictures": {"looked_at": sizes.looked_at, "of": sizes.of, "broken": sizes.broken},
         "histograms": [dataclasses.asdict(one) for one in histograms],
     }
-    print("\n".join(text(found, histograms)))
+    print("\n".join(map(printable, text(found, histograms))))
     if OUTPUT.value:
         _write(pathlib.Path(OUTPUT.value).expanduser(), found, histograms, dataset)
 

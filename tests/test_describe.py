@@ -77,6 +77,21 @@ def test_bad_records_and_pictures_are_shown_and_do_not_stop(tmp_path, capsys):
     assert not found["fields"]["listings"]["category"]
 
 
+def test_nothing_printed_commands_a_terminal(tmp_path, capsys):
+    bad = "\x1b[31mred\x07\u202e"
+    row = {"title": "t", "category": [bad], "attributes": {bad: [bad]}, bad: 1}
+    (tmp_path / "shop.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"title": 7}) + "\n")
+    printed = run(capsys, input=str(tmp_path / "shop.jsonl"))
+    assert printed.count(r"\x1b[31mred\x07\u202e") >= 4
+    assert all(line.isprintable() for line in printed.split("\n"))
+
+
+def test_a_pixel_budget_for_nothing_is_refused(drawn):
+    for pixels in (0, -1, 100):
+        with pytest.raises(ConfigError, match=r"--max_pixels must be at least 3136"):
+            run(input=str(drawn), max_pixels=pixels)
+
+
 def test_limit_and_flags_that_cannot_be(drawn, tmp_path):
     run(input=str(drawn), output=str(tmp_path), limit=3, pictures=2, sheet=0)
     found = json.loads((tmp_path / "describe.json").read_text())

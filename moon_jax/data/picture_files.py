@@ -16,6 +16,8 @@ from moon_jax.data.store import PackedImage
 
 _COPYING = threading.Lock()
 _ORIENTATION_IN = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif", "Raw profile type APP1"}  # Image.info
+_PNG = b"\x89PNG\r\n\x1a\n"
+_KEYWORD_BYTES = 80  # of a text in a PNG, with what ends it
 # What makes a picture upright, by the orientation that its EXIF data name.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -72,7 +74,7 @@ def load(path: ImageSource) -> Image.Image:
 
 
 def upright_size(path: ImageSource) -> tuple[int, int]:
-    """Returns (width, height) as `load` would give them; orientation that stands behind the pixels is not seen.
+    """Returns (width, height) as `load` would give them.
 
     Raises:
       ImageError: see `load`, as far as the header of the file tells.
@@ -81,7 +83,8 @@ def upright_size(path: ImageSource) -> tuple[int, int]:
         return path.size
     with _open(path) as image:
         width, height = image.size
-        noted = _ORIENTATION_IN & image.info.keys()  # without one, Pillow would decode a PNG to look behind its pixels
+        # Without a note, Pillow would decode every PNG to look behind its pixels.
+        noted = _ORIENTATION_IN & image.info.keys() or _noted_behind(image)
         turned = noted and _turn(image) in SIDEWAYS
         return (height, width) if turned else (width, height)
 
@@ -120,6 +123,26 @@ def _file(path: str | bytes | StoredImage, name: str) -> Image.Image:
     if size > policy.MAX_FILE_BYTES:
         raise LargeImageError(f"{name}: {size:,} bytes is more than the limit of {policy.MAX_FILE_BYTES:,} bytes")
     return Image.open(content if isinstance(content, str) else io.BytesIO(content), formats=policy.FORMATS)
+
+
+def _noted_behind(image: Image.Image) -> bool:
+    """Returns whether a PNG that is not decoded yet has a note of its orientation behind its pixels."""
+    file = getattr(image, "fp", None)
+    if image.format != "PNG" or file is None:
+        return False
+    with _COPYING:  # another thread may decode the same picture
+        start = file.tell()
+        try:
+            file.seek(len(_PNG))
+            while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+                size, kind = int.from_bytes(head[:4]), head[4:]
+                begin = file.read(min(size, _KEYWORD_BYTES)) if kind in (b"tEXt", b"zTXt", b"iTXt") else b""
+                if kind == b"eXIf" or begin.partition(b"\0")[0].decode("latin-1") in _ORIENTATION_IN:
+                    return True
+                file.seek(size - len(begin) + 4, 1)  # the checksum too
+            return False
+        finally:
+            file.seek(start)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -101,6 +101,11 @@ def shown(name: Any) -> str:
     text = str(name)
     if len(text) > SHOWN_CHARACTERS:
         text = f"{text[:SHOWN_CHARACTERS]}... ({len(text):,} characters)"
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """Returns a text with escapes in place of all that commands a terminal, line ends too."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

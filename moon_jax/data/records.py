@@ -5,7 +5,7 @@ import functools
 import hashlib
 import unicodedata
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -64,6 +64,13 @@ class Query:
     kind: str = ""  # how the picture was taken ("back_view"); results are also reported by it
 
 
+class Labelled(NamedTuple):
+    """A listing of a benchmark and what it is, as the ground truth says; the labels are never shown to a model."""
+
+    product: Product
+    labels: tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Triplet:
     """A query, the product bought after it, and a hard negative: another product of the same category."""
@@ -74,6 +81,7 @@ class Triplet:
     negative: Product | None
     part: str
     relevant: frozenset[str] = frozenset()  # ids of all listings that answer it, where that is not the positive alone
+    listing: Labelled | None = None  # the query's own, where it is one: what is classified instead of the positive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +98,7 @@ class Dataset:
     products: dict[str, Product]  # by id, in sorted order
     fingerprint: str  # sha256 of the bytes read and of the settings of the split
     report: dict[str, Any]  # counts; skipped records by reason and the first of them by name
+    labels: tuple[str, ...] = ()  # all that the listings of a benchmark are labelled with: what a query may be
 
     @functools.cached_property
     def numbers(self) -> dict[str, int]:
@@ -120,7 +129,7 @@ def replace_images(dataset: Dataset, new: Callable[[ImageRef, str], ImageRef]) -
     Args:
         dataset: as it is.
         new: gives the new reference for one of a listing and its title, or one of a query and its text; called for
-            every listing once, and for every query.
+            every listing once, for every query, and for the query's own listing where it is one.
     """
     products = {
         key: dataclasses.replace(product, images=tuple(new(image, product.title) for image in product.images))
@@ -128,11 +137,15 @@ def replace_images(dataset: Dataset, new: Callable[[ImageRef, str], ImageRef]) -
     }
 
     def moved(triplet: Triplet) -> Triplet:
-        query, negative = triplet.query, triplet.negative
+        query, negative, listing = triplet.query, triplet.negative, triplet.listing
         if query.image is not None:
             query = dataclasses.replace(query, image=new(query.image, query.text))
         negative = None if negative is None else products[negative.id]
-        return dataclasses.replace(triplet, query=query, positive=products[triplet.positive.id], negative=negative)
+        if listing is not None:
+            images = tuple(new(image, listing.product.title) for image in listing.product.images)
+            listing = listing._replace(product=dataclasses.replace(listing.product, images=images))
+        positive = products[triplet.positive.id]
+        return dataclasses.replace(triplet, query=query, positive=positive, negative=negative, listing=listing)
 
     sets = {name: tuple(map(moved, getattr(dataset, name))) for name in ("train", "seen", "unseen")}
     return dataclasses.replace(dataset, products=products, **sets)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from moon_jax.config import DataConfig
-from moon_jax.data.records import Dataset, Product, Query, Triplet
+from moon_jax.data.records import Dataset, Labelled, Product, Query, Triplet
 
 
 class Row(NamedTuple):
@@ -20,6 +20,7 @@ class Row(NamedTuple):
     positive: str
     negative: str | None
     relevant: frozenset[str] = frozenset()  # see Triplet
+    listing: Labelled | None = None  # see Triplet
 
 
 def _hash(text: str) -> int:
@@ -77,7 +78,7 @@ def assemble(
             replaced += negative is not None
             dropped += negative is None
         negative = None if negative is None else products[negative]
-        split.append(Triplet(row.id, row.query, positive, negative, row.part, row.relevant))
+        split.append(Triplet(row.id, row.query, positive, negative, row.part, row.relevant, row.listing))
     trained = {triplet.positive.id for triplet in train}
     pictures = [image for product in products.values() for image in product.images]
     report = report | {

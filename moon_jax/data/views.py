@@ -16,7 +16,7 @@ def crop(image: Image.Image, box: Box, margin: float) -> Image.Image | None:
     Args:
       image: any mode.
       box: x1, y1, x2, y2 in its pixels; what lies outside is cut off.
-      margin: share of the box's width and height that is added on every side.
+      margin: share of the width and height of the box's part in the picture that is added on every side.
     """
     area = crop_area(image.size, box, margin)
     return None if area is None else image.crop(area)
@@ -27,7 +27,6 @@ def crop_area(size: tuple[int, int], box: Box, margin: float) -> tuple[int, int,
     x1, y1, x2, y2 = clamp(box, *size)
     if x2 - x1 < MIN_CROP_PX or y2 - y1 < MIN_CROP_PX:
         return None
-    x1, y1, x2, y2 = box
     dx, dy = margin * (x2 - x1), margin * (y2 - y1)
     return (
         max(0, math.floor(x1 - dx)),

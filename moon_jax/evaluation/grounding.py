@@ -11,7 +11,7 @@ from jaxtyping import Float
 from moon_jax.config import Config, to_dict
 from moon_jax.data.grounding import KINDS, Question, listing_questions, query_questions, training_questions
 from moon_jax.data.grounding_answers import PARSED, UNREADABLE, Found
-from moon_jax.data.picture_files import upright_size
+from moon_jax.data.picture_files import ImageError, upright_size
 from moon_jax.data.records import Box, Dataset
 from moon_jax.evaluation.results import align
 
@@ -56,7 +56,7 @@ def evaluate(
     if not flat:
         raise ValueError("no picture of the test sets has a box, so grounding cannot be measured")
     found = list(detect(flat))
-    usual, rows, metrics, start = _mean_box(dataset, max(200, max_queries)), [], {}, 0
+    usual, rows, metrics, start = _mean_box(dataset, max(200, max_queries), config.data.on_error == "skip"), [], {}, 0
     for (name, kind), questions in asked.items():
         given = found[start : start + len(questions)]
         start += len(questions)
@@ -124,12 +124,26 @@ def _questions(dataset: Dataset, name: str, kind: str, most: int) -> list[Questi
     return sorted(found, key=lambda q: hashlib.sha256(f"{q.id}\0{q.image.path}".encode()).digest())[:most]
 
 
-def _mean_box(dataset: Dataset, most: int) -> Float[np.ndarray, "4"]:
-    """Returns the mean of training boxes as shares of their pictures' width and height: x1, y1, x2, y2."""
+def _mean_box(dataset: Dataset, most: int, skip: bool) -> Float[np.ndarray, "4"]:
+    """Returns the mean of training boxes as shares of their pictures' width and height: x1, y1, x2, y2.
+
+    Args:
+        dataset: its training set.
+        most: boxes, about.
+        skip: whether pictures that cannot be read are left out.
+
+    Raises:
+        ImageError: a picture cannot be read, and is not to be skipped.
+    """
     shares = []
     questions = training_questions(dataset)
     for question in questions[:: max(1, len(questions) // most)]:
-        width, height = upright_size(question.image.path)
+        try:
+            width, height = upright_size(question.image.path)
+        except ImageError:
+            if not skip:
+                raise
+            continue
         shares.append(np.array(question.image.box) / (width, height, width, height))
     return np.mean(shares, axis=0) if shares else np.array([0.0, 0.0, 1.0, 1.0])
 

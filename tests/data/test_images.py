@@ -79,6 +79,49 @@ def test_damaged_notes_do_not_lose_the_picture(tmp_path, name):
     np.testing.assert_array_equal(np.asarray(picture_files.load(str(tmp_path / "photo.png"))), noise(40, 60))
 
 
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+EXIF = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # orientation 6
+XMP = b'XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="6"/>'
+
+
+@pytest.mark.parametrize(
+    ("behind", "turned"),
+    [
+        (chunk(b"eXIf", EXIF), True),
+        (chunk(b"tEXt", b"date:create\0today") + chunk(b"eXIf", EXIF), True),
+        (chunk(b"iTXt", XMP), True),
+        (chunk(b"tEXt", b"date:create\0today"), False),
+        (b"", False),
+    ],
+    ids=["EXIF", "EXIF behind a text", "XMP", "text", "nothing"],
+)
+def test_orientation_behind_the_pixels_of_a_png(tmp_path, behind, turned):
+    out = io.BytesIO()
+    Image.fromarray(noise(20, 60)).save(out, "PNG")
+    content = out.getvalue()
+    whole = content[:-12] + behind + content[-12:]
+    (tmp_path / "a.png").write_bytes(whole)
+    with Image.open(tmp_path / "a.png") as opened:
+        for path in (str(tmp_path / "a.png"), whole, opened):
+            assert picture_files.upright_size(path) == ((20, 60) if turned else (60, 20))
+            assert picture_files.load(path).size == picture_files.upright_size(path)
+    data, vision = DataConfig(min_pixels=1), VisionConfig()
+    document = Document((ImageRef(str(tmp_path / "a.png")),))
+    ((grid, _),) = images.grids(document, data, vision)
+    (picture,) = images.pictures(document, data, vision)
+    assert picture.grid == grid
+
+
+def test_a_png_without_notes_is_not_decoded_for_its_size(monkeypatch):
+    out = io.BytesIO()
+    Image.fromarray(noise(20, 60)).save(out, "PNG")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda _: pytest.fail("it was decoded"))
+    assert picture_files.upright_size(out.getvalue()) == (60, 20)
+
+
 def jpeg(size=(200, 200)):
     out = io.BytesIO()
     Image.fromarray(noise(*size)).save(out, "JPEG")
@@ -140,6 +183,18 @@ def test_crop_takes_the_box_with_its_margin_inside_the_picture():
 )  # fmt: skip
 def test_degenerate_boxes_give_no_crop(box):
     assert views.crop(Image.fromarray(noise(100, 80)), box, 0.05) is None
+
+
+@pytest.mark.parametrize(
+    ("box", "area"),
+    [
+        ((100.0, 100.0, 1e5, 1e5), (90, 90, 200, 200)),
+        ((-1e5, 50.0, 100.0, 150.0), (0, 40, 110, 160)),
+        ((-1e6, -1e6, 1e6, 1e6), (0, 0, 200, 200)),
+    ],
+)
+def test_the_margin_is_that_of_the_part_inside_the_picture(box, area):
+    assert views.crop_area((200, 200), box, 0.1) == area
 
 
 def test_pictures_are_originals_followed_by_their_crops(tmp_path):

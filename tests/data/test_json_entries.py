@@ -88,3 +88,17 @@ def test_bad_entries_do_not_end_the_file(tmp_path):
     with pytest.raises(RecordError, match="not UTF-8"):
         bytes_.checked()
     assert good.checked() == {"a": "good"}
+
+
+def test_an_endless_integer_is_a_bad_entry(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_entries, "CHUNK_BYTES", 100)
+    (tmp_path / "a.json").write_text('[{"a": -' + "7" * 5001 + '}, {"a": -12345678901234567890}]')
+    bad, good = read(tmp_path / "a.json")
+    with pytest.raises(RecordError, match="has an integer of 5,001 digits"):
+        bad.checked()
+    assert good.checked() == {"a": -12345678901234567890}
+
+
+def test_an_endless_integer_in_a_line_is_a_bad_record():
+    with pytest.raises(RecordError, match="not JSON"):
+        lines.parse_line(b'{"a": ' + b"7" * 5001 + b"}")

@@ -255,3 +255,30 @@ def test_training_batches_from_inside_a_file_equal_those_from_plain_files(tmp_pa
         assert np.abs(plain["patches"]).sum() > 0
         for name in plain:
             np.testing.assert_array_equal(plain[name], embedded_[name], err_msg=name)
+
+
+def test_bytes_that_are_no_utf8_are_a_bad_row(tmp_path):
+    titles = pyarrow.array([b"good", b"\xff\xfe", b"last"]).view(pyarrow.string())
+    table = pyarrow.table({"image": [png(1)] * 3, "item_ID": ["1", "2", "3"], "title": titles})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet:2: row: a text is not UTF-8"):
+        read(tmp_path, "marqo", triplets=False)
+    dataset = read(tmp_path, "marqo", triplets=False, on_error="skip", max_skipped_share=0.5)
+    assert {p.id: p.title for p in dataset.products.values()} == {"1": "good", "3": "last"}
+    assert dataset.report["skipped"] == 1
+
+
+def test_a_damaged_row_group_is_named(tmp_path):
+    path = tmp_path / "a.parquet"
+    some = [{"image": b"x", "item_ID": str(n), "title": f"title {n}" * 50} for n in range(8)]
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_pylist(some), path, row_group_size=4, compression="snappy", use_dictionary=False
+    )
+    with pyarrow.parquet.ParquetFile(path) as file:
+        column = file.metadata.row_group(1).column(2)
+    content = bytearray(path.read_bytes())
+    start = column.data_page_offset
+    content[start : start + 40] = b"\xff" * 40
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.parquet: row group 1 cannot be read"):
+        read(tmp_path, "marqo", triplets=False)

@@ -64,6 +64,22 @@ def test_parquet_and_the_drawn_catalogue_are_guessed(tmp_path):
     shutil.rmtree(tmp_path / "drawn")
 
 
+@pytest.mark.parametrize("content", ["id,title,image\n", 'id,title\n1,"bad\n2,good\n', "id,title\n1,2,3\n"])
+def test_a_table_is_known_by_its_header(tmp_path, content):
+    (tmp_path / "a.csv").write_text(content)
+    assert [found.format for found in guess.guess(tmp_path)] == ["table"]
+
+
+def test_a_damaged_parquet_file_hides_nothing(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(DataError, match=r"no known format.*(.*\n)+.*a\.parquet: cannot be read as a Parquet file"):
+        guess.guess(tmp_path)
+    (tmp_path / "shop.csv").write_text("sku,name\n1,t\n")
+    assert [found.format for found in guess.guess(tmp_path)] == ["table"]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"image": b"x", "item_ID": "1"}]), tmp_path / "b.parquet")
+    assert [found.format for found in guess.guess(tmp_path)] == ["marqo", "table"]
+
+
 def test_every_format_has_a_reader_and_a_name_in_the_config():
     assert set(sources.READERS) == set(FORMATS)
 

@@ -153,6 +153,30 @@ def test_bad_rows_are_named_or_skipped(tmp_path, line, message):
     assert dataset.report["skipped"] == 1
 
 
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "message"),
+    [
+        ("image", DEEP, "cell: a list nested too deeply"),
+        ("category", DEEP, "cell: a list nested too deeply"),
+        ("brand", DEEP, "cell: a list nested too deeply"),
+        ("box", DEEP, "boxes: must be four numbers"),
+        ("attributes", DEEP, r"attributes: must be a JSON object, .*nested too deeply"),
+        ("attributes", '{""a"": 1, ""a"": 2}', "attributes: must be a JSON object, .*named twice: a"),
+        ("box", "[" + "7" * 5001 + "]", "boxes: must be one box or nothing"),
+        ("attributes", '{""a"": ' + "7" * 5001 + "}", "attributes: must be a JSON object"),
+    ],
+    ids=range(8),
+)
+def test_cells_of_endless_json_are_bad_rows(tmp_path, column, cell, message):
+    (tmp_path / "a.csv").write_text(f'id,title,{column}\n1,t,"{cell}"\n2,u,\n')
+    with pytest.raises(DataError, match=rf"a\.csv:2: {message}"):
+        read(tmp_path)
+    assert list(read(tmp_path, on_error="skip", max_skipped_share=0.5).products) == ["2"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

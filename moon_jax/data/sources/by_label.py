@@ -4,21 +4,13 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from moon_jax.config import DataConfig
-from moon_jax.data.records import Dataset, Product, Query
+from moon_jax.data.records import Dataset, Labelled, Product, Query
 from moon_jax.data.sources.lines import Reading
 from moon_jax.data.split import Row, assemble
 
 NO_GALLERY = "catalogue"  # the part of listings that are in no gallery: what training may use, not what is searched
-
-
-class Labelled(NamedTuple):
-    """A listing of a benchmark and what it is, as the ground truth says; the labels are never shown to a model."""
-
-    product: Product
-    labels: tuple[str, ...]
 
 
 def dataset(
@@ -32,9 +24,10 @@ def dataset(
     """Returns a data set whose test queries are the query listings: picture and title ask, the gallery answers.
 
     Every gallery listing that shares a label with the query is relevant; the first of them stands as the positive.
-    There is no hard negative and nothing to train on. A query whose labels no gallery listing has is counted
-    (`queries_without_answer`) and left out; so is one whose id is in the gallery as well (`queries_in_gallery`), which
-    would find itself.
+    Each query keeps its own listing with its labels: that is what is classified, among the labels of all queries and of
+    the gallery. There is no hard negative and nothing to train on. A query whose labels no gallery listing has is
+    counted (`queries_without_answer`) and left out; so is one whose id is in the gallery as well
+    (`queries_in_gallery`), which would find itself.
 
     Args:
         queries: are no products themselves.
@@ -56,9 +49,10 @@ def dataset(
         ids = list(dict.fromkeys(name for label in labels for name in with_label.get(label, ())))
         return (ids[0] if ids else ""), frozenset(ids)
 
-    rows, asked = [], set()
+    rows, asked, said = [], set(), set(with_label)
     for product, labels in queries:
         asked.add(product.id)
+        said.update(labels)
         positive, relevant = answers(labels)
         if product.id in products:
             reading.counts["queries_in_gallery"] += 1
@@ -66,9 +60,10 @@ def dataset(
             reading.counts["queries_without_answer"] += 1
         else:
             query = Query(product.title, product.images[0] if product.images else None)
-            rows.append(Row(product.id, False, part, query, positive, None, relevant))
+            rows.append(Row(product.id, False, part, query, positive, None, relevant, Labelled(product, labels)))
     report = reading.report() | {"gallery": len(products)}
     for product in others:
         if product.id not in products and product.id not in asked:
             products[product.id] = dataclasses.replace(product, part=NO_GALLERY if rows else part)
-    return assemble(rows, products, config, reading.fingerprint(), report)
+    found = assemble(rows, products, config, reading.fingerprint(), report)
+    return dataclasses.replace(found, labels=tuple(sorted(said)))

@@ -8,6 +8,7 @@ from moon_jax.config import DataConfig
 from moon_jax.data import catalogue
 from moon_jax.data.records import DataError
 from moon_jax.data.sources import lines, m5product, marqo, muge, product1m, table
+from moon_jax.data.sources.delimited import csv_rows
 from moon_jax.data.sources.json_entries import entries
 from moon_jax.data.sources.lines import Reading, RecordError
 
@@ -15,6 +16,7 @@ LOOKED_FOR = (
     "[PART.]train.jsonl or test.jsonl (jsonl, mbe), *.mbe.jsonl (mbe), *_imgs.tsv (muge), *.parquet (marqo), JSON "
     "objects of M5Product or arrays of MEP-3M, #####-separated text files (product1m), .csv, .tsv or .jsonl (table)"
 )
+MOST_TABLES = 20  # Parquet files that are opened until one can be read
 
 
 class Guess(NamedTuple):
@@ -34,10 +36,16 @@ def guess(path: str | pathlib.Path) -> list[Guess]:
     if not path.exists():
         raise DataError(f"{path} does not exist")
     names = sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-    found = [guess for look in _LOOKS for guess in look(path, names)]
+    found: list[Guess] = []
+    damaged = ""
+    for look in _LOOKS:
+        try:
+            found.extend(look(path, names))
+        except DataError as error:
+            damaged = f"\n{error}"
     if not found:
         there = ", ".join(p.name for p in names[:20]) or "no files"
-        raise DataError(f"{path}: no known format. There is {there}; looked for {LOOKED_FOR}")
+        raise DataError(f"{path}: no known format. There is {there}; looked for {LOOKED_FOR}{damaged}")
     return found
 
 
@@ -64,10 +72,18 @@ def _embedded(path: pathlib.Path, names: list[pathlib.Path]) -> Iterator[Guess]:
     if tsv is not None:
         yield Guess("muge", f"{tsv.name} holds pictures by id")
     tables = sorted(path.glob("**/*.parquet")) if path.is_dir() else [p for p in names if p.suffix == ".parquet"]
-    if tables:
-        columns = marqo.column_names(tables[0])
+    damaged = None
+    for file in tables[:MOST_TABLES]:
+        try:
+            columns = marqo.column_names(file)
+        except DataError as error:
+            damaged = damaged or error
+            continue
         if "image" in columns and set(columns) & set(marqo.COLUMNS["id"]):
-            yield Guess("marqo", f"{tables[0].name} is a Parquet file with the columns {', '.join(columns)}")
+            yield Guess("marqo", f"{file.name} is a Parquet file with the columns {', '.join(columns)}")
+        return
+    if damaged:
+        raise damaged
 
 
 def _published(_: pathlib.Path, names: list[pathlib.Path]) -> Iterator[Guess]:
@@ -87,15 +103,16 @@ def _published(_: pathlib.Path, names: list[pathlib.Path]) -> Iterator[Guess]:
 def _tables(_: pathlib.Path, names: list[pathlib.Path]) -> Iterator[Guess]:
     for path in names:
         if path.suffix.lower() in (".csv", ".tsv"):
+            header: list[str] = []
             try:
-                _, cells = next(table.csv_rows(Reading(DataConfig()), path), (0, {}))
+                next(csv_rows(Reading(DataConfig()), path, header.extend), None)
             except DataError:
                 continue
         elif path.suffix.lower() == ".jsonl":
-            cells = dict.fromkeys(_keys_of_first_line(path))
+            header = list(_keys_of_first_line(path))
         else:
             continue
-        columns = {name.strip().lower().replace(" ", "_") for name in cells} if isinstance(cells, dict) else set()
+        columns = {name.strip().lower().replace(" ", "_") for name in header}
         known = columns & {*table.ROLES["title"], *table.ROLES["images"]}
         if known:
             yield Guess("table", f"{path.name} has the columns {', '.join(sorted(known))}")

@@ -12,6 +12,7 @@ from moon_jax.data.sources.lines import Reading, RecordError, WatchedFile
 
 CHUNK_BYTES = 1 << 20
 MAX_ENTRY_CHARACTERS = 1 << 26  # damage in the middle is told from a long entry by this
+MAX_DIGITS = 1000  # of an integer: Python refuses more than 4,300, and none that is meant has so many
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")
 
@@ -27,7 +28,7 @@ class Entry(NamedTuple):
         """Returns the value.
 
         Raises:
-            RecordError: it is not UTF-8, or an object in it names a key twice.
+            RecordError: it is not UTF-8, an object in it names a key twice, or an integer is endless.
         """
         if self.problem:
             raise RecordError("entry", self.problem)
@@ -50,9 +51,10 @@ class _Scanner:
     def __init__(self, file: WatchedFile, path: pathlib.Path):
         self._file, self._path = file, path
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
-        self._json = json.JSONDecoder(object_pairs_hook=self._object)
+        self._json = json.JSONDecoder(object_pairs_hook=self._object, parse_int=self._integer)
         self._text, self._at, self._ended, self._number = "", 0, False, 0
         self._twice: list[str] = []
+        self._digits = 0  # of the longest integer of the entry that is too long
 
     def entries(self) -> Iterator[tuple[int, Entry]]:
         opening = self._next()
@@ -78,17 +80,19 @@ class _Scanner:
             key, _ = self._value()
             if not isinstance(key, str) or self._next() != ":":
                 self._fail("a member must be a text, ':' and a value")
-        self._twice = []
         value, source = self._value()
         problem = "not UTF-8" if _NOT_UTF8.search(source) else ""
         if self._twice:
             problem = f"named twice: {', '.join(self._twice)}"
+        if self._digits:
+            problem = f"has an integer of {self._digits:,} digits"
         return Entry(key, value, problem)
 
     def _value(self) -> tuple[Any, str]:
         """Returns the next value and its text; more of the file is read while the value does not end in the window."""
         self._peek()
         while True:
+            self._twice, self._digits = [], 0
             try:
                 value, end = self._json.raw_decode(self._text, self._at)
             except (json.JSONDecodeError, RecursionError) as error:
@@ -98,7 +102,6 @@ class _Scanner:
                 if end + 2 < len(self._text) or self._ended:  # "1e+" at the end of the window is not yet the number
                     source, self._at = self._text[self._at : end], end
                     return value, source
-            self._twice = []
             self._fill(max(CHUNK_BYTES, len(self._text) - self._at))
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -107,6 +110,12 @@ class _Scanner:
             names = [name for name, _ in pairs]
             self._twice += [name for name in found if names.count(name) > 1]
         return found
+
+    def _integer(self, said: str) -> int:
+        if len(said) > MAX_DIGITS:
+            self._digits = max(self._digits, len(said.lstrip("-")))
+            return 0
+        return int(said)
 
     def _peek(self) -> str:
         """Returns the next character that is no space, "" at the end."""

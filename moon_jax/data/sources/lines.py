@@ -203,7 +203,10 @@ def has_bad_bytes(text: str) -> bool:
 
 def short(value: Any) -> str:
     """Returns a value as an error shows it, at most 80 characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        return "something nested too deeply"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

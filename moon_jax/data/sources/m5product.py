@@ -14,9 +14,8 @@ from typing import Any
 
 from moon_jax.config import DataConfig
 from moon_jax.data.policy import is_number
-from moon_jax.data.records import DataError, Dataset, Product, fill
+from moon_jax.data.records import DataError, Dataset, Labelled, Product, fill
 from moon_jax.data.sources import by_label, files, lines
-from moon_jax.data.sources.by_label import Labelled
 from moon_jax.data.sources.json_entries import Entry, entries
 from moon_jax.data.sources.lines import Reading, RecordError
 

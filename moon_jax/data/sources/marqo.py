@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from moon_jax.config import DataConfig
-from moon_jax.data.policy import is_number
+from moon_jax.data.policy import is_number, shown
 from moon_jax.data.records import DataError, Dataset, ImageRef, Product, Query, fill
 from moon_jax.data.sources import files, lines
 from moon_jax.data.sources.embedded import ParquetImage
@@ -116,26 +116,31 @@ class _Rows:
             )
         self._name = str(path)
 
-    def entries(self) -> Iterator[tuple[int, tuple[ImageRef, dict[str, Any]]]]:
-        """Yields (number of the row from 1, (picture, what stands in the other columns by role))."""
+    def entries(self) -> Iterator[tuple[int, tuple[ImageRef, dict[str, Any] | RecordError]]]:
+        """Yields (number of the row from 1, (picture, what stands in the other columns by role)).
+
+        Raises:
+            DataError: a row group is damaged.
+        """
         wanted = [column for column in self._columns.values() if column]
         number = 0
         with open_parquet(self._path) as file:
             leaves = [file.schema.column(i).path for i in range(len(file.schema))]
             image = "image.bytes" if "image.bytes" in leaves else "image"
             for group in range(file.num_row_groups):
-                row = 0
-                for batch in file.iter_batches(ROWS, row_groups=[group], columns=wanted):
-                    for said in batch.to_pylist():
-                        self._reading.note(repr(said).encode("utf-8", "surrogatepass"))
-                        number += 1
-                        picture = ImageRef(ParquetImage(self._name, group, row, image))
-                        yield number, (picture, {role: said.get(c) for role, c in self._columns.items()})
-                        row += 1
+                batches = file.iter_batches(ROWS, row_groups=[group], columns=wanted)
+                for row, said in enumerate(_dicts(batches, f"{self._path}: row group {group}")):
+                    self._reading.note(repr(said).encode("utf-8", "surrogatepass"))
+                    number += 1
+                    if isinstance(said, dict):
+                        said = {role: said.get(column) for role, column in self._columns.items()}
+                    yield number, (ImageRef(ParquetImage(self._name, group, row, image)), said)
 
-    def row(self, _: int, entry: tuple[ImageRef, dict[str, Any]]) -> tuple[str, str, float]:
+    def row(self, _: int, entry: tuple[ImageRef, dict[str, Any] | RecordError]) -> tuple[str, str, float]:
         """Returns (product id, query, position), "" where there is no query, and puts the product on the shelf."""
         picture, said = entry
+        if isinstance(said, RecordError):
+            raise said
         product_id = str(said["id"]) if is_number(said["id"]) else lines.text(said["id"], "id")
         if not product_id:
             raise RecordError(self._columns["id"], "is empty")
@@ -159,3 +164,29 @@ class _Rows:
         known = self._products.get(product_id)
         self._products[product_id] = product if known is None else fill(known, product)
         return product_id, query, math.inf if position is None else float(position)
+
+
+def _dicts(batches: Iterator[Any], where: str) -> Iterator[dict[str, Any] | RecordError]:
+    """Yields the rows of record batches by column, or what is wrong with one.
+
+    Raises:
+        DataError: a page is damaged; the message says `where`.
+    """
+    import pyarrow
+
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{where} cannot be read: {shown(error)}") from error
+        if batch is None:
+            return
+        try:
+            yield from batch.to_pylist()
+        except UnicodeDecodeError:
+            for row in range(batch.num_rows):
+                try:
+                    (said,) = batch.slice(row, 1).to_pylist()
+                except UnicodeDecodeError:
+                    said = RecordError("row", "a text is not UTF-8")
+                yield said

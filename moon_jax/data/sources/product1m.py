@@ -13,9 +13,8 @@ import pathlib
 import re
 
 from moon_jax.config import DataConfig
-from moon_jax.data.records import DataError, Dataset, Product
+from moon_jax.data.records import DataError, Dataset, Labelled, Product
 from moon_jax.data.sources import by_label, files, lines
-from moon_jax.data.sources.by_label import Labelled
 from moon_jax.data.sources.lines import Reading, RecordError
 
 BETWEEN = "#####"

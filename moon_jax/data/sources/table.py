@@ -10,19 +10,20 @@ pictures have as many boxes, as a JSON list of lists and nulls or split by "|" w
 """
 
 import contextlib
-import csv
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from moon_jax.config import DataConfig
-from moon_jax.data.policy import MAX_LINE_BYTES, is_number
+from moon_jax.data.policy import is_number
 from moon_jax.data.records import DataError, Dataset, Product, identity
 from moon_jax.data.sources import files, lines
+from moon_jax.data.sources.delimited import Cells, csv_rows
 from moon_jax.data.sources.lines import Reading, RecordError
 from moon_jax.data.split import assemble
+from moon_jax.data.strict_json import unique_json
 
 ROLES = {
     "id": ("id", "item_id", "product_id", "sku", "asin", "article_id"),
@@ -38,7 +39,6 @@ ATTRIBUTE = "attribute"  # the role of a column of its own, any number of times
 ATTRIBUTES = ("brand", "color", "colour", "material", "size", "gender", "style", "pattern", "season", "origin")
 LEVELS = ("industry", "cate1", "cate2", "cate3", "cate4")
 ENDINGS = (".csv", ".tsv", ".jsonl")
-FIELD_LIMIT = 10_000_000  # characters of one cell; Python's own limit is 131,072
 
 
 def read(config: DataConfig, reading: Reading) -> Dataset:
@@ -69,9 +69,6 @@ def read(config: DataConfig, reading: Reading) -> Dataset:
     return assemble([], products, config, reading.fingerprint(), report)
 
 
-Cells = dict[str, Any] | RecordError  # a row by the names of its columns, or what is wrong with it
-
-
 def json_rows(reading: Reading, path: pathlib.Path) -> Iterator[tuple[int, Cells]]:
     """Yields (line, object) of a JSON Lines file."""
     for number, line in reading.lines(path):
@@ -79,51 +76,6 @@ def json_rows(reading: Reading, path: pathlib.Path) -> Iterator[tuple[int, Cells
             yield number, lines.parse_line(line)
         except RecordError as error:
             yield number, error
-
-
-def csv_rows(
-    reading: Reading, path: pathlib.Path, check: Callable[[list[str]], None] = lambda header: None
-) -> Iterator[tuple[int, Cells]]:
-    """Yields (last line of the row, cells by column) of a file with a header; its separator is the header's.
-
-    Raises:
-        DataError: the header cannot be read, or names a column twice.
-    """
-    csv.field_size_limit(FIELD_LIMIT)
-    with reading.open(path) as file:
-        texts = (_checked(line).decode("utf-8", "surrogateescape") for line in file)
-        first = next(texts, "").removeprefix("\ufeff")
-        between = max("\t,;|", key=first.count)
-        header = [cell.strip() for cell in next(csv.reader([first], delimiter=between), [])]
-        if not any(header) or lines.has_bad_bytes(first):
-            raise DataError(f"{path}:1: must be a header of column names in UTF-8, is {lines.short(first)}")
-        if twice := sorted({name for name in header if header.count(name) > 1}):
-            raise DataError(f"{path}:1: two columns have the name {', '.join(map(repr, twice))}")
-        check(header)
-        rows = csv.reader(texts, delimiter=between)
-        while True:
-            try:
-                cells = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield rows.line_num + 1, RecordError("line", f"not CSV ({error})")
-                continue
-            if cells:
-                yield rows.line_num + 1, _row(header, cells)
-
-
-def _checked(line: bytes) -> bytes:
-    """Returns the line; one that was too long to be read as a cell that the csv module refuses."""
-    return b"x" * (FIELD_LIMIT + 1) if len(line) > MAX_LINE_BYTES else line
-
-
-def _row(header: list[str], cells: list[str]) -> Cells:
-    if len(cells) != len(header):
-        return RecordError("line", f"has {len(cells)} cells, the header has {len(header)}")
-    if any(map(lines.has_bad_bytes, cells)):
-        return RecordError("line", "not UTF-8")
-    return dict(zip(header, cells, strict=True))
 
 
 class _Rows:
@@ -214,6 +166,8 @@ def parts_of(value: Any, between: str) -> list[Any]:
         if value.lstrip().startswith("["):
             try:
                 found = json.loads(value)
+            except RecursionError:
+                raise RecordError("cell", f"a list nested too deeply, begins with {lines.short(value[:80])}") from None
             except ValueError:
                 found = None
             if isinstance(found, list):
@@ -230,7 +184,7 @@ def _boxes(value: Any, pictures: int) -> list[Any]:
     """
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
-            value = json.loads(value)
+            value = unique_json(value)
     if isinstance(value, str):
         value = [_corners(part) for part in value.split("|")] if value.strip() else None
     elif isinstance(value, list) and all(map(is_number, value)):
@@ -270,9 +224,9 @@ def _levels(said: dict[str, Any]) -> Iterator[str]:
 def _attributes(columns: dict[str, Any], given: Any) -> Iterator[tuple[str, tuple[str, ...]]]:
     if isinstance(given, str) and given.strip():
         try:
-            given = json.loads(given)
+            given = unique_json(given)
         except ValueError as error:
-            raise RecordError("attributes", f"must be a JSON object, is {lines.short(given)}") from error
+            raise RecordError("attributes", f"must be a JSON object, is {lines.short(given)} ({error})") from error
     given = lines.group(given or None, "attributes")
     for key, value in (*columns.items(), *given.items()):
         values = [_text(part, key) for part in parts_of(value, "|")]
