@@ -20,7 +20,7 @@ def _mbe(c):
 
 
 def _m5product(c):
-    """Retrieval among listings; right is what has the query's label (paper, Table 2)."""
+    """Queries that are listings: right is what has the query's label, and each is classified by it (Tables 2, 3)."""
     c.data.format = "m5product"
     c.data.unseen_share = 1.0
     c.data.on_error = "skip"
@@ -51,5 +51,5 @@ def get_config(arg: str = "catalogue"):
     c.eval.max_queries = 0
     c.eval.color_histogram = arg in ("shop", "catalogue")
     _BENCHMARKS[arg](c)
-    c.eval.metric = f"seen/image/R@{c.eval.ks[0]}"
+    c.eval.metric = "seen/image/MRR"  # chooses nothing here; it is right whatever the ks
     return c

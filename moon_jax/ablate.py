@@ -36,22 +36,26 @@ from ml_collections import config_flags
 
 from moon_jax import train
 from moon_jax.command_flags import CommandFlags
-from moon_jax.config import Config, ConfigError, to_dict
+from moon_jax.config import Config, ConfigError, TrainConfig, to_dict
 from moon_jax.config_ablations import FULL, variants
+from moon_jax.data import sources
 from moon_jax.evaluation import ablation, ablation_figure
-from moon_jax.evaluation.benchmark import ATTRIBUTES, CLASSIFICATION, RETRIEVAL
+from moon_jax.evaluation.choices import TASKS
 from moon_jax.evaluation.results import write_json
 from moon_jax.parallel.agreement import STOPPED
 from moon_jax.parallel.mesh import make_mesh
 from moon_jax.parallel.processes import meet, together
-from moon_jax.training.inputs import drawn
+from moon_jax.training.inputs import drawn, make_folder
 
 RESULT = "result.json"
+Job = tuple[str, TrainConfig]  # a variant with one of its seeds
 # What every variant must share with `full`, or a difference would say nothing of what is left out.
 BUDGET = (
-    "train.steps", "train.batch_size", "data.format", "data.path", "data.parts", "data.unseen_share",
-    "data.catalogue_products", "eval.ks", "eval.gallery", "eval.candidates", "eval.tasks",
+    "train.steps", "train.batch_size", "train.seed", "data.format", "data.path", "data.parts", "data.unseen_share",
+    "data.catalogue_products", "data.image_folder", "data.image_store", "data.boxes", "data.columns", "data.mbe_keys",
+    "data.on_error", "eval.ks", "eval.gallery", "eval.candidates", "eval.tasks", "eval.expected_queries",
 )  # fmt: skip
+_CATALOGUE, _OURS = "catalogue", "ablation."  # what else lies beside the folders of the variants
 
 
 def main(argv: list[str]) -> None:
@@ -73,11 +77,15 @@ def plan(base: Any, said: str) -> dict[str, Config]:
     """Returns the config of every variant, all with the five tasks.
 
     Raises:
-        ConfigError: a variant that is not understood, or one that changes the budget.
+        ConfigError: a variant that is not understood, changes the budget, or has the name of a file of ours.
     """
     base = base.copy_and_resolve_references()
-    base.eval.tasks = (RETRIEVAL, CLASSIFICATION, ATTRIBUTES)
+    base.eval.tasks = TASKS
     chosen = variants(base, said)
+    if taken := [name for name in chosen if name.lower() == _CATALOGUE or name.lower().startswith(_OURS)]:
+        raise ConfigError(
+            f"the variant {taken[0]!r} needs another name: the work folder has a file or folder of that name"
+        )
     problems = [
         f"{name!r} changes config.{key}: {_value(chosen[FULL], key)!r} in {FULL}, {_value(config, key)!r} in {name}"
         for name, config in chosen.items()
@@ -101,9 +109,10 @@ def run(chosen: Mapping[str, Config], seeds: int, workdir: pathlib.Path) -> dict
         workdir: made if it is not there.
 
     Raises:
-        ConfigError: a finished run there had other settings, or the runs do not fit together.
+        ConfigError: a finished run there had other settings or other data, or the runs do not fit together.
         TrainingError: a loss is not finite; names the variant and the seed.
     """
+    make_folder(workdir)
     jobs = [
         (name, dataclasses.replace(config.train, seed=config.train.seed + number))
         for number in range(seeds)
@@ -113,6 +122,7 @@ def run(chosen: Mapping[str, Config], seeds: int, workdir: pathlib.Path) -> dict
     inputs = {name: drawn(config.data, workdir) for name, config in chosen.items()}
     configs = {job: dataclasses.replace(chosen[job[0]], train=job[1], data=inputs[job[0]]) for job in jobs}
     done = {job: _finished(folders[job] / RESULT, configs[job]) for job in jobs}
+    _check_same_data(done, configs, folders)
     for number, job in enumerate(jobs, 1):
         if done[job] is None:
             _say(f"{job[0]}, seed {job[1].seed}: run {number} of {len(jobs)}, in {folders[job]}")
@@ -186,6 +196,30 @@ def _finished(path: pathlib.Path, config: Config) -> dict[str, Any] | None:
         said = "\n".join(f"  - config.{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed)
         raise ConfigError(f"{path.parent} was trained with other settings (choose another --workdir):\n{said}")
     return found
+
+
+def _check_same_data(
+    done: Mapping[Job, dict[str, Any] | None], configs: Mapping[Job, Config], folders: Mapping[Job, pathlib.Path]
+) -> None:
+    """Refuses finished runs on other data than those that lie at the path now; the same data may have moved.
+
+    Nothing is read where all runs are done and the path is theirs: then `ablation.summarize` compares them.
+
+    Raises:
+        ConfigError: names the run.
+    """
+    paths = {job: found["config"]["data"]["path"] for job, found in done.items() if found is not None}
+    if not paths or (len(paths) == len(done) and all(configs[job].data.path == path for job, path in paths.items())):
+        return
+    data = configs[next(iter(paths))].data  # the same for all: see BUDGET
+    now = sources.read(data).fingerprint
+    for job, path in paths.items():
+        if done[job]["results"]["data"]["fingerprint"] != now:
+            raise ConfigError(
+                f"{folders[job]} was trained on other data than those of now (choose another --workdir):\n"
+                f"  - config.data.path was {path!r}, is {data.path!r}"
+                + (", and what lies there has changed" if path == data.path else "")
+            )
 
 
 def _value(config: Config, key: str) -> Any:

@@ -36,13 +36,13 @@ class CommandFlags:
         self.values(["command", *(f"--{name}={text(value)}" for name, value in given.items())])
 
 
-def pairs(name: str, given: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Returns the (ours, theirs) pairs of a list flag of OURS=THEIRS.
+def pairs(name: str, given: Sequence[str], form: str = "OURS=THEIRS") -> tuple[tuple[str, str], ...]:
+    """Returns the (ours, theirs) pairs of a list flag of OURS=THEIRS; `form` says so in the user's words.
 
     Raises:
         ConfigError: an entry has no "="; names the flag.
     """
     split = [one.partition("=") for one in given]
     if wrong := [one for one, (_, sign, _) in zip(given, split, strict=True) if not sign]:
-        raise ConfigError(f"--{name}: {wrong[0]!r} is no OURS=THEIRS")
+        raise ConfigError(f"--{name}: {wrong[0]!r} is no {form}")
     return tuple((ours.strip(), theirs.strip()) for ours, _, theirs in split)

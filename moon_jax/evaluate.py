@@ -14,6 +14,9 @@ prediction of attributes. docs/evaluation.md says how each is measured. The work
     --config.eval.ks=1,5,10        and every other setting
     --runs=DIR,DIR                 training runs whose curves the report shows
 
+A model of a training run is compared with the benchmark: where the run may have trained on products that count as
+unseen here, the command says so, and results.json has it under methods.model.trained_on.
+
     python -m moon_jax.evaluate --config=configs/eval.py:shop --config.data.path=DATA --model=runs/shop --workdir=W
 """
 
@@ -46,7 +49,8 @@ from moon_jax.evaluation.tasks import COLOR_HISTOGRAM, MODEL, Method, color_hist
 from moon_jax.parallel.mesh import make_mesh
 from moon_jax.parallel.processes import meet, together
 from moon_jax.training.embedder import EmbeddingError
-from moon_jax.training.inputs import open_dataset
+from moon_jax.training.inputs import make_folder, open_dataset
+from moon_jax.training.saved_params import SavedParams
 from moon_jax.weights.source import WeightsError
 
 RESULTS, PREDICTIONS, EMBEDDINGS = "results.json", "predictions.jsonl", "embeddings"
@@ -78,7 +82,7 @@ def main(argv: list[str]) -> None:
                 pathlib.Path(WORKDIR.value),
                 mesh,
                 model=MODEL_FOLDER.value,
-                baselines=_baselines(pairs("baselines", BASELINES.value)),
+                baselines=_baselines(pairs("baselines", BASELINES.value, "NAME=DIR")),
                 dtype=DTYPE.value,
                 max_pixels=MAX_PIXELS.value,
                 torch=Torch(TORCH_DEVICE.value, TORCH_DTYPE.value),
@@ -116,8 +120,8 @@ def run(
         runs: work folders of training, for the report.
 
     Raises:
-        ConfigError: nothing to evaluate, or settings that do not fit together.
-        DataError: data or saved embeddings cannot be used.
+        ConfigError: nothing to evaluate, settings that do not fit together, or no folder of training among the runs.
+        DataError: data or saved embeddings cannot be used, or a file that the report shows.
         WeightsError: the model cannot be used.
         BaselineError: a baseline cannot be used.
     """
@@ -128,13 +132,19 @@ def run(
         raise ConfigError(
             "--baselines run in one process: evaluate them in a run of its own, the model beside it later"
         )
+    try:
+        page.check_runs(runs)
+    except ValueError as error:
+        raise ConfigError(f"--runs: {error}") from None
     opened = open_model(model, dtype, max_pixels) if model else None  # what is wrong with it is known at once
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir)
     data, dataset = open_dataset(config.data, workdir)
     config = dataclasses.replace(config, data=data)
     benchmark = build(dataset, config, config.eval.max_queries)
     if opened is not None:
         _warn(opened, config)
+        if trained_on := _trained_on(opened, config, dataset):
+            opened = dataclasses.replace(opened, about={**opened.about, "trained_on": trained_on})
     methods: dict[str, Method] = {}
     folder, documents = workdir / EMBEDDINGS, benchmark.documents
     if opened is not None:
@@ -145,10 +155,13 @@ def run(
         found = open_baseline(name, place, **settings, max_pixels=max_pixels)
         methods[name] = embed_with_baseline(name, found, documents, folder, config)
     if config.eval.color_histogram:
-        methods[COLOR_HISTOGRAM] = color_histogram(benchmark)
+        methods[COLOR_HISTOGRAM] = color_histogram(benchmark, config.data.on_error)
     results = _score(benchmark, methods, dataset, config, workdir)
     if jax.process_index() == 0:
-        page.write(workdir, dataset=dataset, embedded=_listings(benchmark, methods), runs=runs)
+        try:
+            page.write(workdir, dataset=dataset, embedded=_listings(benchmark, methods), runs=runs)
+        except ValueError as error:
+            raise DataError(f"{workdir / RESULTS} is written, but no {page.NAME}: {error}") from error
     return results
 
 
@@ -161,7 +174,8 @@ def _score(
     )
     if jax.process_index() != 0:
         return measure()
-    (workdir / RESULTS).unlink(missing_ok=True)  # never beside the predictions of another evaluation
+    for name in (RESULTS, page.NAME):  # never beside the predictions of another evaluation
+        (workdir / name).unlink(missing_ok=True)
     with writer(workdir / PREDICTIONS) as write:
         results = measure(write=write)
     write_json(results, workdir / RESULTS)
@@ -196,6 +210,35 @@ def _warn(model: Model, config: Config) -> None:
                 f"(--config.data.{name}={theirs} changes that, for all methods)",
                 file=sys.stderr,
             )
+
+
+def _trained_on(model: Model, config: Config, dataset: Dataset) -> dict[str, Any] | None:
+    """Returns on which data the model's run was trained, as far as it matters here; None where that is not known.
+
+    {"data": fingerprint, "unseen_share": ..., "same_data": whether the benchmark has the same data and the same split,
+    "unseen_may_be_trained_on": whether products that count as unseen here may have been trained on}. Says the last on
+    the terminal.
+    """
+    if not isinstance(model.found.source, SavedParams):
+        return None
+    meta = model.found.source.manifest["meta"]
+    if not meta.keys() >= {"data", "config"}:
+        return None
+    data, theirs, ours = meta["data"], meta["config"]["data"]["unseen_share"], config.data.unseen_share
+    same = data == dataset.fingerprint
+    if not same and dataset.unseen and jax.process_index() == 0:
+        said = (
+            f"with config.data.unseen_share = {theirs:g}, this benchmark has {ours:g}: "
+            if theirs < ours
+            else "on other data than this benchmark, or on data read with other settings (the fingerprints differ): "
+        )
+        print(f'the model was trained {said}"unseen" products here may have been trained on', file=sys.stderr)
+    return {
+        "data": data,
+        "unseen_share": theirs,
+        "same_data": same,
+        "unseen_may_be_trained_on": not same and bool(dataset.unseen),
+    }
 
 
 FLAGS = CommandFlags(__name__)

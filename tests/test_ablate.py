@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 import sys
 
 import ml_collections
@@ -13,11 +14,12 @@ from moon_jax import ablate, train
 from moon_jax import config as c
 from moon_jax.config import ConfigError
 from moon_jax.config_ablations import variants
-from moon_jax.data import catalogue
+from moon_jax.data import catalogue, sources
 
 
 def base(**overrides) -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(c.to_dict(tiny_config(**overrides)))
+    small = {"data__format": "catalogue", "data__catalogue_products": 4}
+    return ml_collections.ConfigDict(c.to_dict(tiny_config(**small | overrides)))
 
 
 def flat(config):
@@ -61,6 +63,16 @@ def test_variants_are_words_settings_or_both():
         ("short:train.steps=3", r"'short' changes config\.train\.steps: 20 in full, 3 in short"),
         ("small:train.batch_size=4", r"config\.train\.batch_size: 8 in full, 4 in small"),
         ("more:data.unseen_share=0.1", r"config\.data\.unseen_share"),
+        ("lucky:train.seed=5+loss.temperature=0.1", r"'lucky' changes config\.train\.seed: 0 in full, 5 in lucky"),
+        ("boxed:data.boxes=/b", r"config\.data\.boxes"),
+        ("x:data.image_folder=/b", r"config\.data\.image_folder"),
+        ("x:data.image_store=/b", r"config\.data\.image_store"),
+        ("x:data.on_error=skip", r"config\.data\.on_error"),
+        ("x:data.mbe_keys=(('id', 'no'),)", r"config\.data\.mbe_keys"),
+        ("x:data.columns=(('id', 'no'),)", r"config\.data\.columns"),
+        ("x:eval.expected_queries=7", r"config\.eval\.expected_queries"),
+        ("catalogue:loss.temperature=0.1", "'catalogue' needs another name"),
+        ("Ablation.json:loss.temperature=0.1", "'Ablation.json' needs another name"),
         ("easy:eval.gallery=test", r"config\.eval\.gallery: 'listings' in full, 'test' in easy"),
     ],
 )
@@ -77,12 +89,12 @@ def test_every_variant_answers_all_five_tasks():
 
 
 def invented(config):
-    """Results of a run that depend on its settings alone."""
+    """Results of a run that depend on its settings and data alone."""
     score = 0.5 + config.train.seed / 100 - 0.2 * (not config.data.crop)
     return {
         "about": {"step": config.train.steps},
         "config": c.to_dict(config),
-        "data": {"fingerprint": "f"},
+        "data": {"fingerprint": sources.read(config.data).fingerprint},
         "counts": {"seen": 1, "unseen": 2, "listings": {"a": 3}},
         "metrics": {"unseen/image/R@1": score},
     }
@@ -137,6 +149,34 @@ def test_a_run_with_other_settings_is_refused_before_anything_is_trained(trained
     ablate.run(ablate.plan(moved, "full,no_crop"), 1, tmp_path)
 
 
+def test_other_data_are_refused_before_anything_is_trained(trained, tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        catalogue.write(tmp_path / name, 4, seed=seed, size_px=32)
+    work = tmp_path / "work"
+    at = lambda name, said="full,no_crop": ablate.plan(base(data__path=str(tmp_path / name)), said)  # noqa: E731
+    ablate.run(at("a"), 1, work)
+    trained.clear()
+    for said, seeds in (("full,no_crop", 1), ("full,no_crop", 2), ("full,no_moe", 1)):
+        with pytest.raises(ConfigError, match=r"full/seed0 was trained on other data.*\n.*was '.*/a', is '.*/b'"):
+            ablate.run(at("b", said), seeds, work)
+    assert trained == []
+    (tmp_path / "a").rename(tmp_path / "moved")  # the same data elsewhere
+    ablate.run(at("moved"), 2, work)
+    assert [config.train.seed for _, config in trained] == [1, 1]
+    (tmp_path / "b").rename(tmp_path / "a")  # others at the old place
+    with pytest.raises(ConfigError, match="what lies there has changed"):
+        ablate.run(at("a"), 2, work)
+    assert len(trained) == 2
+
+
+def test_a_work_folder_that_is_a_file(trained, tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(ConfigError, match=r"cannot be made: .*/file is a file"):
+            ablate.run(ablate.plan(base(), "full"), 1, path)
+    assert trained == []
+
+
 def test_a_signal_ends_the_comparison_where_it_can_go_on(trained, tmp_path, monkeypatch, capsys):
     chosen, whole = ablate.plan(base(), "full,no_crop,no_moe"), train.run
 
@@ -181,6 +221,9 @@ def test_real_runs_share_one_catalogue_and_their_numbers_are_the_evaluations(tmp
         assert not (tmp_path / name / "seed0" / "catalogue").exists()
         for measure, rows in summary["measures"].items():
             assert rows[name]["values"] == [written["metrics"][measure]]
+    elsewhere = shutil.copytree(tmp_path / "catalogue", tmp_path / "copy")  # the same data: nothing is trained again
+    tiny.data.path = str(elsewhere)
+    assert ablate.run(ablate.plan(tiny, "no_moe"), 1, tmp_path)["measures"] == summary["measures"]
     assert re.search(r"^no_moe +[+-]0\.\d{3} \(\d\)", (tmp_path / "ablation.txt").read_text(), re.M)
 
 

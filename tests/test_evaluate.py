@@ -10,12 +10,16 @@ import tiny_hf
 from recipes import recipe
 
 from moon_jax import evaluate
-from moon_jax.config import ConfigError, MeshConfig, resolve
+from moon_jax.config import Config, ConfigError, DataConfig, MeshConfig, resolve, to_dict
 from moon_jax.data import catalogue, sources
 from moon_jax.data.records import DataError
+from moon_jax.encoder import from_pretrained
 from moon_jax.evaluation import embedded, tasks
 from moon_jax.evaluation.benchmark import build
 from moon_jax.parallel.mesh import make_mesh
+from moon_jax.training.checkpoint import Checkpoints
+from moon_jax.training.pretrained import open_pretrained
+from moon_jax.weights.folder import assets as folder_assets
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -156,6 +160,103 @@ def test_pictures_that_cannot_be_read(config, model, one_device, tmp_path):
     assert sorted(lacking) == [0, 0, 0, 0, 1, 1]
 
 
+@pytest.fixture(scope="module")
+def quick(config):
+    """The same questions, those of retrieval alone and without the histogram."""
+    few = dataclasses.replace(config.eval, tasks=("retrieval",), color_histogram=False, bootstrap_samples=0)
+    return dataclasses.replace(config, eval=few)
+
+
+def trained(folder, model, data, unseen_share):
+    """Writes the folder of a training run with the weights of a model, on data of a fingerprint."""
+    config = Config(data=DataConfig(unseen_share=unseen_share))
+    meta = {"config": to_dict(config), "data": data}
+    with open_pretrained(model) as found:
+        beside = folder_assets(found.spec, model, {"kind": "training", "name": "?", "origin": {"kind": "random"}})
+        params = from_pretrained(found, make_mesh(MeshConfig(data=1), jax.devices()[:1]), None).params
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(1, {"params": params}, meta, beside)
+    return folder
+
+
+def test_unseen_products_that_the_model_may_have_been_trained_on(quick, model, one_device, tmp_path, capsys):
+    data = sources.read(quick.data)
+    said = '"unseen" products here may have been trained on'
+    run = trained(tmp_path / "more", model, "of the same catalogue with another split", 0.05)
+    results = evaluate.run(quick, tmp_path / "w", one_device, model=str(run))
+    assert results["methods"]["model"]["trained_on"] == {
+        "data": "of the same catalogue with another split", "unseen_share": 0.05, "same_data": False,
+        "unseen_may_be_trained_on": True,
+    }  # fmt: skip
+    err = capsys.readouterr().err
+    assert f"config.data.unseen_share = 0.05, this benchmark has 0.2: {said}" in err
+    other = embedded.open_model(trained(tmp_path / "other", model, "f", 0.2))
+    assert evaluate._trained_on(other, quick, data)["unseen_may_be_trained_on"]
+    err = capsys.readouterr().err
+    assert "on other data than this benchmark" in err
+    assert said in err
+    none_unseen = dataclasses.replace(data, unseen=())
+    assert not evaluate._trained_on(other, quick, none_unseen)["unseen_may_be_trained_on"]
+    same = embedded.open_model(trained(tmp_path / "same", model, data.fingerprint, 0.2))
+    assert evaluate._trained_on(same, quick, data) == {
+        "data": data.fingerprint, "unseen_share": 0.2, "same_data": True, "unseen_may_be_trained_on": False
+    }  # fmt: skip
+    assert evaluate._trained_on(embedded.open_model(model), quick, data) is None
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "inside", "message"),
+    [
+        (None, "", r"--runs: there is no folder .*/run; a work folder"),
+        ("notes.txt", "", r"--runs: .*/run is no work folder of moon_jax\.train: it has none of metrics\.jsonl"),
+        ("metrics.jsonl", b'{"step": 1}\n\xff\n', r"--runs: .*metrics\.jsonl, line 2 cannot be read"),
+        ("eval/5.json", b"{", r"--runs: .*/eval/5\.json cannot be read"),
+        ("eval/5.json", b"[1]", r"--runs: .*/eval/5\.json cannot be read"),
+        (
+            "expert_load.json",
+            b'{"roles": ["image"], "router/load_by_role": [[[1, 0]]], "router/role_tokens": []}',
+            r"--runs: .*/expert_load\.json is not an expert_load\.json of training",
+        ),
+        ("expert_load.json", b"", r"--runs: .*/expert_load\.json cannot be read"),
+    ],
+)
+def test_runs_for_the_report_are_looked_at_before_anything_is_opened(
+    name, inside, message, quick, one_device, tmp_path
+):
+    if name:
+        (tmp_path / "run" / name).parent.mkdir(parents=True)
+        (tmp_path / "run" / name).write_bytes(inside or b"")
+    with pytest.raises(ConfigError, match=message):
+        evaluate.run(quick, tmp_path / "w", one_device, model=str(tmp_path / "no model"), runs=[str(tmp_path / "run")])
+    assert not (tmp_path / "w").exists()
+
+
+def test_an_old_report_does_not_stand_beside_new_results(quick, one_device, tmp_path):
+    """And what the report cannot show is said in plain words, after the results are written."""
+    histogram = dataclasses.replace(quick, eval=dataclasses.replace(quick.eval, color_histogram=True))
+    (tmp_path / "heatmaps").mkdir(parents=True)
+    (tmp_path / "heatmaps" / "0000.png").write_bytes(b"torn")
+    (tmp_path / "report.html").write_text("of yesterday")
+    with pytest.raises(DataError, match=r"results\.json is written, but no report\.html: .*0000\.png cannot be read"):
+        evaluate.run(histogram, tmp_path, one_device)
+    assert (tmp_path / "results.json").exists()
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_work_folder_that_is_a_file(quick, model, one_device, tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(ConfigError, match=r"--workdir=.* cannot be made: .*/file is a file"):
+            evaluate.run(quick, path, one_device, model=str(model))
+
+
+def test_baselines_without_a_folder(tmp_path):
+    evaluate.FLAGS.parse(config="configs/eval.py:shop", workdir=str(tmp_path / "w"), baselines="clip")
+    with pytest.raises(SystemExit, match="ConfigError: --baselines: 'clip' is no NAME=DIR"):
+        evaluate.main([])
+
+
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys):
     evaluate.FLAGS.parse(config="configs/eval.py:shop", workdir=str(tmp_path / "w"), model=str(tmp_path / "none"))
     evaluate.CONFIG.value.data.path = str(tmp_path)
@@ -168,9 +269,12 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path, capsys):
 
 @pytest.mark.parametrize("benchmark", ["mbe", "m5product", "shop", "catalogue"])
 def test_every_benchmark_asks_five_tasks(benchmark):
-    config = resolve(recipe(f"eval.py:{benchmark}"))
+    settings = recipe(f"eval.py:{benchmark}")
+    config = resolve(settings)
     assert config.eval.tasks == ("retrieval", "classification", "attributes")
     assert config.eval.max_queries == 0
+    settings.eval.ks = (2, 20)  # nothing else must be changed with it
+    assert resolve(settings).eval.ks == (2, 20)
 
 
 def test_mbe_rows_and_m5product_listings_of_real_data(moon_data):
@@ -189,6 +293,9 @@ def test_mbe_rows_and_m5product_listings_of_real_data(moon_data):
     assert item["measures"]["R@500"] == item["chance"]["R@500"] == 1.0  # the gallery is smaller
     assert item["intervals"] == {}
     assert item["chance"]["R@10"] > 10 / item["gallery"]  # several listings share a label
+    chosen = [row for row in results["rows"] if row["task"] == "classification" and row["part"] and not row["by"]]
+    assert {row["modality"]: row["classes"] for row in chosen} == dict.fromkeys(("image", "text", "item"), 40)
+    assert {row["queries"] for row in chosen} == {item["queries"]}
     settings = recipe("eval.py:mbe")
     settings.data.path = str(moon_data)
     with pytest.raises(DataError, match="expected_queries says 416926"):

@@ -151,3 +151,27 @@ def test_mistakes_are_one_plain_message(model, records, tmp_path):
     (output / "settings.json").unlink(missing_ok=True)
     (output / "0000.npz").write_bytes(b"of something else")
     assert "without a settings.json" in refused(model, records, output)
+
+
+def test_the_users_own_files_are_left_alone(model, records, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "2024_beach.png").write_bytes(b"mine")
+    message = refused(model, records, photos)
+    assert "is not empty (there is 2024_beach.png)" in message
+    assert [path.name for path in photos.iterdir()] == ["2024_beach.png"]
+    output = tmp_path / "heat"
+    index = run(model, records, output, ids="a", split="heads")
+    names = ["0099.png", "2024_beach.png", "0000_layers.png"]  # put there later: not what the index names
+    for name in names:
+        (output / name).write_bytes(b"mine")
+    outside = tmp_path / "0001.png"
+    outside.write_bytes(b"mine")
+    index["records"][0]["png_layers"] = "../0001.png"
+    (output / "heatmaps.json").write_text(json.dumps(index))
+    run(model, records, output, ids="7")
+    assert sorted(path.name for path in output.glob("*.png")) == sorted([*names, "0002.png"])
+    assert all((output / name).read_bytes() == b"mine" for name in names)
+    assert outside.exists()
+    (output / "heatmaps.json").write_text("{")
+    assert "heatmaps.json cannot be read" in refused(model, records, output, ids="7")

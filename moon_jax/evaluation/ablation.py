@@ -120,10 +120,14 @@ def _check_same_questions(runs: Sequence[Run]) -> None:
     if len(counts) > 1:
         said = "\n".join(f"  - {asked}: {names[0]} and {len(names) - 1} more" for asked, names in counts.items())
         raise ConfigError(f"the runs were not asked the same questions, so they cannot be compared:\n{said}")
-    data: dict[str, str] = {}
+    data: dict[str, list[str]] = {}
     for run in runs:
-        if data.setdefault(run.variant, run.results["data"]["fingerprint"]) != run.results["data"]["fingerprint"]:
-            raise ConfigError(f"the data changed between the seeds of {run.variant!r}: train it anew in another folder")
+        data.setdefault(run.results["data"]["fingerprint"], []).append(f"{run.variant}, seed {run.seed}")
+    if len(data) > 1:
+        said = "\n".join(f"  - {fingerprint[:16]}: {'; '.join(names)}" for fingerprint, names in data.items())
+        raise ConfigError(
+            f"the data changed between the runs, so they cannot be compared (train them in another --workdir):\n{said}"
+        )
 
 
 def table(summary: Mapping[str, Any]) -> str:

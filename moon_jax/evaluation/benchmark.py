@@ -2,13 +2,16 @@
 
 Five tasks, zero-shot (paper 5.1): retrieval of listings by picture, by text and by both; classification of a listing at
 every level of its category; prediction of every attribute that it has. A document that is classified shows neither its
-category nor its attributes, which would be the answer.
+category nor its attributes, which would be the answer. Where the queries are listings themselves (M5Product), they are
+classified, by their labels.
 """
 
 import collections
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
@@ -17,23 +20,18 @@ from moon_jax.config import Config, EvalConfig, Role
 from moon_jax.data.documents import (
     Document,
     aspect_document,
-    attribute_text,
-    category_text,
     has_modality,
     item_document,
     query_document,
 )
-from moon_jax.data.records import DataError, Dataset, Product, Query, Triplet, gallery
+from moon_jax.data.records import DataError, Dataset, Labelled, Product, Query, Triplet, gallery
+from moon_jax.evaluation.choices import CLASSIFICATION, RETRIEVAL, Choice, Truth, choices, truths_of
 
 MODALITIES = {"image": "image", "text": "text", "item": "both"}  # name in the results -> how a query is asked
 SETS = ("seen", "unseen")
-TASKS = RETRIEVAL, CLASSIFICATION, ATTRIBUTES = "retrieval", "classification", "attributes"
-DEEPEST = "deepest"  # the level of a category that a product is filed under, however deep: the answer of `by: {}`
-_LEVELS = ("industry", "1", "2", "3", "4")  # names of the first, second, ... entry of a category
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):  # tens of millions of them for the whole of MBE
     """One question: a document, and which candidates are right.
 
     Attributes:
@@ -80,7 +78,7 @@ class Trial:
         set: "seen" or "unseen".
         part: of the data.
         modality: what the documents show: "image", "text" or "item" (both).
-        subject: "query" = what a customer asked with; "positive" = the listing itself.
+        subject: "query" = what a customer asked with; "positive" = the listing itself, or the query's own listing.
         about: ("level", "2"), ("attribute", "color"), or ("", "") in retrieval.
         asked: in the order of a hash of their ids.
         candidates: of all of them.
@@ -119,10 +117,13 @@ class Benchmark:
     queries: dict[tuple[Query, str], int]
 
     def __post_init__(self):
+        open_ones = [
+            any(segment.role in (Role.CATEGORY, Role.ATTRIBUTE) for segment in document.segments)
+            for document in self.documents
+        ]
         for trial in self.trials:
             for asked in trial.asked if trial.task != RETRIEVAL else ():
-                roles = {segment.role for segment in self.documents[asked.document].segments}
-                if roles & {Role.CATEGORY, Role.ATTRIBUTE}:
+                if open_ones[asked.document]:
                     raise ValueError(
                         f"{trial.task}: the document of {asked.triplet!r} shows its category or attributes, which are "
                         "the answer (make it with aspects=False)"
@@ -166,14 +167,6 @@ def stable_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def levels(category: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Yields (name of the level, the category down to it): "industry", "1", ... and "deepest" for all of it."""
-    for depth in range(len(category)):
-        yield _LEVELS[depth] if depth < len(_LEVELS) else str(depth), tuple(category[: depth + 1])
-    if category:
-        yield DEEPEST, tuple(category)
-
-
 def _gallery(dataset: Dataset, part: str, config: EvalConfig) -> tuple[Product, ...]:
     if config.gallery == "listings":
         return gallery(dataset, part)
@@ -199,6 +192,7 @@ class _Builder:
     ):
         self._dataset, self._sets, self._galleries, self._config = dataset, sets, galleries, config
         self._documents: dict[Document, int] = {}
+        self._others: dict[str, int] = {}
 
     def build(self) -> Benchmark:
         items = {
@@ -216,13 +210,14 @@ class _Builder:
         trials = []
         for part, products in self._galleries.items():
             listed = Candidates(np.array([items[p.id] for p in products]), tuple(p.id for p in products))
-            choices = list(self._choices(products))
+            options = self._choices(part, products)
             for name, triplets in self._sets.items():
                 triplets = [triplet for triplet in triplets if triplet.part == part]
+                truths = truths_of(map(_listing, triplets), [choice for choice, _ in options])
                 for modality in MODALITIES:
                     if RETRIEVAL in self._config.eval.tasks:
                         trials.append(self._retrieval(name, part, modality, triplets, listed, queries))
-                    trials += self._choosing(name, part, modality, triplets, choices, queries)
+                    trials += self._choosing(name, part, modality, triplets, options, truths, queries)
         trials = tuple(trial for trial in trials if trial.asked)
         return Benchmark(tuple(self._documents), trials, self._sets, self._galleries, items, queries)
 
@@ -241,8 +236,8 @@ class _Builder:
         places = {product_id: place for place, product_id in enumerate(listed.names)}
         relevant: dict[frozenset[str], tuple[int, ...]] = {}
 
-        def answers(triplet: Triplet) -> tuple[int, ...]:
-            missing = ({triplet.positive.id} | triplet.relevant) - places.keys()
+        def truth_of(triplet: Triplet) -> tuple[int, ...]:
+            missing = [name for name in {triplet.positive.id} | triplet.relevant if name not in places]
             if missing:
                 raise DataError(
                     f"the gallery of {part!r} lacks {sorted(missing)[0]!r}, which the query {triplet.id!r} looks for"
@@ -253,43 +248,29 @@ class _Builder:
             return (own, *(place for place in others if place != own)) if others else (own,)
 
         asked = tuple(
-            self._asked(triplet, queries[triplet.query, modality], answers(triplet), triplet.query.kind)
+            Asked(
+                document,
+                truth_of(triplet),
+                triplet.id,
+                self._dataset.numbers[triplet.positive.id],
+                triplet.query.kind,
+                _industry(triplet.positive),
+            )
             for triplet in triplets
-            if (triplet.query, modality) in queries
+            if (document := queries.get((triplet.query, modality))) is not None
         )
         return Trial(RETRIEVAL, name, part, modality, "query", ("", ""), asked, listed, len(triplets) - len(asked))
 
-    def _asked(self, triplet: Triplet, document: int, truth: tuple[int, ...], kind: str = "") -> Asked:
-        category = triplet.positive.category
-        number = self._dataset.numbers[triplet.positive.id]
-        return Asked(document, truth, triplet.id, number, kind, category[0] if category else "")
-
-    def _choices(self, products: Sequence[Product]) -> Iterator[tuple[str, str, Candidates]]:
-        """Yields (task, level or key, classes): of the listings of a part; a choice of one is none."""
-        texts: dict[str, set[str]] = {}
-        attributes: dict[str, set[str]] = {}
-        for product in products:
-            for level, path in levels(product.category):
-                texts.setdefault(level, set()).add(category_text(path))
-            for key, values in product.attributes:
-                attributes.setdefault(key, set()).update(values)
-        if CLASSIFICATION in self._config.eval.tasks:
-            for level in sorted(texts, key=lambda level: (level == DEEPEST, level != _LEVELS[0], level)):
-                names = sorted(texts[level])
-                yield from self._classes(CLASSIFICATION, level, names, names, Role.CATEGORY)
-        if ATTRIBUTES in self._config.eval.tasks:
-            for key, values in sorted(attributes.items()):
-                names = sorted(values)
-                shown = [attribute_text([(key, [value])]) for value in names]
-                yield from self._classes(ATTRIBUTES, key, names, shown, Role.ATTRIBUTE)
-
-    def _classes(
-        self, task: str, about: str, names: Sequence[str], texts: Sequence[str], role: Role
-    ) -> Iterator[tuple[str, str, Candidates]]:
-        if len(names) > 1:
-            role = role if self._config.eval.candidates == "aspect" else Role.TITLE
-            numbers = [self._number(aspect_document(text, role)) for text in texts]
-            yield task, about, Candidates(np.array(numbers), tuple(names))
+    def _choices(self, part: str, products: Sequence[Product]) -> list[tuple[Choice, Candidates]]:
+        """Returns the classes of the listings of a part, and of the queries that are listings themselves."""
+        asking = [t.listing for name in SETS for t in getattr(self._dataset, name) if t.listing and t.part == part]
+        listings = itertools.chain((Labelled(product, ()) for product in products), asking)
+        found = []
+        for choice in choices(listings, self._dataset.labels if asking else (), self._config.eval.tasks):
+            role = choice.role if self._config.eval.candidates == "aspect" else Role.TITLE
+            numbers = [self._number(aspect_document(text, role)) for text in choice.texts]
+            found.append((choice, Candidates(np.array(numbers), choice.names)))
+        return found
 
     def _choosing(
         self,
@@ -297,36 +278,41 @@ class _Builder:
         part: str,
         modality: str,
         triplets: Sequence[Triplet],
-        choices: Sequence[tuple[str, str, Candidates]],
+        options: Sequence[tuple[Choice, Candidates]],
+        truths: Mapping[str, Sequence[Truth]],
         queries: dict[tuple[Query, str], int],
     ) -> Iterator[Trial]:
-        """Yields classification and attributes: of the distinct positives, and of the queries that have a photo."""
-        if not choices:
-            return
-        first = {triplet.positive.id: triplet for triplet in reversed(triplets)}  # of each product, the first triplet
-        shown = {}
-        for triplet in first.values():
-            if (document := self._closed(triplet.positive, modality)) is not None:
-                shown[triplet.id, triplet.positive.id] = document
-        listings = [triplet for triplet in triplets if first[triplet.positive.id] is triplet]
-        photos = [triplet for triplet in triplets if triplet.query.image is not None and modality != "text"]
-        for task, about, classes in choices:
-            places = {text: place for place, text in enumerate(classes.names)}
-            for subject, those in (("positive", listings), ("query", photos)):
-                asked = []
-                for triplet in those:
-                    if subject == "positive":
-                        document = shown.get((triplet.id, triplet.positive.id))
-                    else:
-                        document = queries.get((triplet.query, modality))
-                    truth = tuple(places[answer] for answer in _answers(triplet.positive, task, about))
-                    if document is not None and truth:
-                        kind = triplet.query.kind if subject == "query" else ""
-                        asked.append(self._asked(triplet, document, truth, kind))
-                key = "level" if task == CLASSIFICATION else "attribute"
-                yield Trial(
-                    task, name, part, modality, subject, (key, about), tuple(asked), classes, len(those) - len(asked)
-                )
+        """Yields classification and attributes: of the distinct listings, and of the queries that have a photo.
+
+        The listing is the query's own where it has one, else the positive.
+        """
+        first: dict[str, Triplet] = {}
+        for triplet in triplets:
+            first.setdefault(_listing(triplet).product.id, triplet)
+        photos = [t for t in triplets if t.listing is None and t.query.image is not None and modality != "text"]
+        for subject, those in (("positive", list(first.values())), ("query", photos)):
+            asked: list[list[Asked]] = [[] for _ in options]
+            for triplet in those if options else ():
+                product = _listing(triplet).product
+                if subject == "positive":
+                    document, kind = self._closed(product, modality), ""
+                else:
+                    document, kind = queries.get((triplet.query, modality)), triplet.query.kind
+                if document is not None:
+                    about = triplet.id, self._group(product), kind, _industry(product)
+                    for place, truth in truths[product.id]:
+                        asked[place].append(Asked(document, truth, *about))
+            for (choice, classes), those_asked in zip(options, asked, strict=True):
+                about = ("level" if choice.task == CLASSIFICATION else "attribute", choice.about)
+                lacking = len(those) - len(those_asked)
+                yield Trial(choice.task, name, part, modality, subject, about, tuple(those_asked), classes, lacking)
+
+    def _group(self, product: Product) -> int:
+        """Returns the number of a product; the queries' own listings are no products: theirs follow."""
+        known = self._dataset.numbers.get(product.id)
+        if known is None:
+            known = self._others.setdefault(product.id, len(self._dataset.numbers) + len(self._others))
+        return known
 
     def _closed(self, product: Product, modality: str) -> int | None:
         """Returns the document of a listing without its category and attributes; None where nothing is left."""
@@ -336,8 +322,10 @@ class _Builder:
         return self._number(item_document(product, self._config.data, aspects=False, title=title, images=image))
 
 
-def _answers(product: Product, task: str, about: str) -> tuple[str, ...]:
-    """Returns the names of the right classes, the preferred one first; () where the product has none."""
-    if task == CLASSIFICATION:
-        return tuple(category_text(path) for level, path in levels(product.category) if level == about)
-    return tuple(dict.fromkeys(value for key, values in product.attributes if key == about for value in values))
+def _listing(triplet: Triplet) -> Labelled:
+    """Returns what is classified: the query's own listing where it is one, else the positive."""
+    return triplet.listing or Labelled(triplet.positive, ())
+
+
+def _industry(product: Product) -> str:
+    return product.category[0] if product.category else ""

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from moon_jax.config import Config
-from moon_jax.data.documents import Document
+from moon_jax.config import Config, Role
+from moon_jax.data.documents import Document, Segment
+from moon_jax.data.picture_files import ImageError, load
 from moon_jax.data.records import DataError
 from moon_jax.encoder import Encoder, from_pretrained, with_max_pixels
 from moon_jax.evaluation.baselines import Baseline
@@ -24,6 +25,8 @@ from moon_jax.weights.source import fingerprint
 from moon_jax.weights.spec import describe
 
 BASELINE_WINDOW = 512  # documents that a baseline is given at once: what a kill loses at most
+
+_ANY = Document((), (Segment(Role.TITLE, "any"),))  # where no document is left, to know how wide a vector is
 
 # What the benchmark decides and not the model, or has no part in an embedding.
 _NOT_OF_THE_MODEL = ("images_per_item", "description", "grounding")
@@ -113,15 +116,43 @@ def embed_with_baseline(
 ) -> Method:
     """Returns the vectors of documents by a baseline; what lacks in the folder is embedded.
 
+    Where a picture cannot be read and `config.data.on_error` is "skip", its document is left out altogether, as by the
+    model.
+
     Raises:
         BaselineError: a document cannot be embedded.
+        ImageError: a picture cannot be read.
+        DataError: too many are left out.
     """
 
     def batches(window: Sequence[Document], first: int) -> Iterator[Batch]:
-        yield np.arange(len(window)), np.asarray(baseline.embed(window), np.float32), {}
+        rows = np.arange(len(window))
+        try:
+            yield rows, np.asarray(baseline.embed(window), np.float32), {}
+        except ImageError:
+            if config.data.on_error != "skip":
+                raise
+            left_out = dict(_unreadable(window))
+            if not left_out:
+                raise
+            kept = [row for row in range(len(window)) if row not in left_out]
+            found = np.asarray(baseline.embed([window[row] for row in kept] or [_ANY]), np.float32)
+            vectors = np.zeros((len(window), found.shape[1]), np.float32)
+            vectors[kept] = found[: len(kept)]
+            yield rows, vectors, left_out
 
     about = {"fingerprint": baseline.fingerprint, "about": baseline.about}
     return _saved(name, about, documents, folder, config, batches, "", BASELINE_WINDOW)
+
+
+def _unreadable(window: Sequence[Document]) -> Iterator[tuple[int, str]]:
+    """Yields (number, why) of the documents of which a picture cannot be read."""
+    for row, document in enumerate(window):
+        try:
+            for image in document.images:
+                load(image.path)
+        except ImageError as error:
+            yield row, str(error)
 
 
 def _saved(
@@ -144,4 +175,5 @@ def _saved(
             f"{left_out} of {len(rows)} documents could not be embedded, more than config.data.max_skipped_share = "
             f"{config.data.max_skipped_share:g}; the first: {why}"
         )
-    return Method(saved.vectors, rows, about)
+    embedded = {"windows": saved.windows, "batch_documents": config.eval.batch_documents}
+    return Method(saved.vectors, rows, {**about, "embedded": embedded})

@@ -6,7 +6,8 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from moon_jax.evaluation.benchmark import ATTRIBUTES, CLASSIFICATION, DEEPEST, RETRIEVAL, Benchmark
+from moon_jax.evaluation.benchmark import Benchmark
+from moon_jax.evaluation.choices import ATTRIBUTES, CLASSIFICATION, DEEPEST, RETRIEVAL
 from moon_jax.evaluation.ranked import Ranked
 
 KEPT = 10  # best candidates of a line

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from moon_jax.evaluation.benchmark import ATTRIBUTES, CLASSIFICATION, RETRIEVAL
+from moon_jax.evaluation.choices import ATTRIBUTES, CLASSIFICATION, RETRIEVAL
 
 _CHOICES = ("accuracy", "precision", "recall", "F1")
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from moon_jax.config import EvalConfig
 from moon_jax.evaluation import bootstrap, classification, metrics
-from moon_jax.evaluation.benchmark import CLASSIFICATION, RETRIEVAL
+from moon_jax.evaluation.choices import CLASSIFICATION, RETRIEVAL
 from moon_jax.evaluation.ranked import RELAXED, Ranked
 
 _FACETS = ("kind", "industry")
@@ -73,7 +73,8 @@ def _pool_rows(pool: Pool, method: str, config: EvalConfig) -> Iterator[dict[str
     for facet in _FACETS if pool.about is None else ():
         values = np.array([getattr(one, facet) for one in asked])
         for value in np.unique(values[values != ""]) if len(set(values)) > 1 else ():
-            yield _row(pool, method, pool.by | {facet: str(value)}, table, values == value, 0)
+            without = sum(getattr(one, facet) == value for ranked in pool.members for one in ranked.left_out)
+            yield _row(pool, method, pool.by | {facet: str(value)}, table, values == value, without)
 
 
 def _row(
@@ -159,7 +160,10 @@ class _Retrieval(_Table):
 
 
 class _Choices(_Table):
-    """Classes of different trials are different classes, whatever they are called."""
+    """Classes of different trials are different classes, whatever they are called.
+
+    In measures with @10 a trial of fewer than 100 classes counts by its first choice; where all are, there are none.
+    """
 
     size_name = "classes"
 
@@ -168,20 +172,21 @@ class _Choices(_Table):
         first, parts = 0, []
         for ranked in members:
             classes = len(ranked.trial.candidates.names)
-            found = classification.outcomes(ranked.indices, ranked.truth, classes, RELAXED)
-            relaxed = found.relaxed if ranked.trial.task == CLASSIFICATION else None
-            parts.append([found.gold + first, found.top1 + first, None if relaxed is None else relaxed + first])
+            missing = max(0, RELAXED - ranked.indices.shape[1])  # few have a vector: the last one stands for the rest
+            indices = np.concatenate([ranked.indices, np.repeat(ranked.indices[:, -1:], missing, axis=1)], axis=1)
+            found = classification.outcomes(indices, ranked.truth, classes, RELAXED)
+            several = ranked.trial.task == CLASSIFICATION and found.relaxed is not None
+            relaxed = found.relaxed if several else found.top1
+            parts.append([found.gold + first, found.top1 + first, relaxed + first, np.full(len(relaxed), several)])
             first += classes
-        gold, top1, relaxed = zip(*parts, strict=True)
-        self._gold, self._top1 = np.concatenate(gold), np.concatenate(top1)
-        self._relaxed = None if any(part is None for part in relaxed) else np.concatenate(relaxed)
+        self._gold, self._top1, self._relaxed, self._many = map(np.concatenate, zip(*parts, strict=True))
 
     def _measures(
         self, at: Bool[np.ndarray, " q"], weights: Int[np.ndarray, " n"] | Float[np.ndarray, " n"] | None = None
     ) -> dict[str, float]:
         gold = self._gold[at]
         out = dict(classification.measures(gold, self._top1[at], weights))
-        if self._relaxed is not None:
+        if self._many[at].any():
             relaxed = classification.measures(gold, self._relaxed[at], weights)
             out |= {f"{name}@{RELAXED}": value for name, value in relaxed.items()}
         return out
@@ -197,4 +202,8 @@ class _Choices(_Table):
 
     def chance(self, at: Bool[np.ndarray, " q"]) -> dict[str, float]:
         out = {"accuracy": self.chance_at(at, 1)}
-        return out if self._relaxed is None else out | {f"accuracy@{RELAXED}": self.chance_at(at, RELAXED)}
+        if not self._many[at].any():
+            return out
+        many, few = at & self._many, at & ~self._many
+        relaxed = self.chance_at(many, RELAXED) * many.sum() + (self.chance_at(few, 1) * few.sum() if few.any() else 0)
+        return out | {f"accuracy@{RELAXED}": float(relaxed / at.sum())}

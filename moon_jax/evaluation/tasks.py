@@ -13,9 +13,11 @@ from jaxtyping import Float, Int
 
 from moon_jax.config import Config, to_dict
 from moon_jax.data.documents import Document
+from moon_jax.data.picture_files import ImageError
 from moon_jax.data.records import Dataset
 from moon_jax.evaluation.baselines.color_histogram import embed_pictures
-from moon_jax.evaluation.benchmark import DEEPEST, MODALITIES, RETRIEVAL, SETS, TASKS, Benchmark, Trial, build
+from moon_jax.evaluation.benchmark import MODALITIES, SETS, Benchmark, Trial, build
+from moon_jax.evaluation.choices import DEEPEST, RETRIEVAL, TASKS
 from moon_jax.evaluation.predictions import KEPT, Write, write_trial
 from moon_jax.evaluation.ranked import RELAXED, Ranked, rank
 from moon_jax.evaluation.rows import Pool, rows_of
@@ -74,7 +76,7 @@ def evaluate(
         raise ValueError(f"embed gave shape {vectors.shape} for {len(benchmark.documents)} documents")
     methods = {MODEL: Method(vectors, np.arange(len(vectors)))}
     if config.eval.color_histogram:
-        methods[COLOR_HISTOGRAM] = color_histogram(benchmark)
+        methods[COLOR_HISTOGRAM] = color_histogram(benchmark, config.data.on_error)
     results = score(benchmark, methods, dataset, config, about=about, max_queries=max_queries)
     losses = {
         name: validation_loss(triplets, benchmark, methods[MODEL].take, dataset.numbers, config)
@@ -155,26 +157,43 @@ def score(
     return json.loads(json.dumps(results))  # tuples as lists: what a reader of the file gets
 
 
-def color_histogram(benchmark: Benchmark) -> Method:
+def color_histogram(benchmark: Benchmark, on_error: str = "raise") -> Method:
     """Returns the floor under retrieval by picture: histograms of a query's whole photo, a listing's first picture.
 
-    A listing without a picture has a vector of zeros.
+    A listing without a picture has a vector of zeros. One whose picture cannot be read has none with `on_error` "skip".
+
+    Raises:
+        ImageError: a picture is missing or broken, and `on_error` is "raise".
     """
     rows = np.full(len(benchmark.documents), -1)
-    pictures: dict[Any, int] = {}
+    vectors = []  # row 0 will be that of what has no picture
+    pictures: dict[Any, int] = {}  # -1 = cannot be read
     for trial in benchmark.trials:
         if (trial.task, trial.modality) == (RETRIEVAL, "image"):
             for number in (*(asked.document for asked in trial.asked), *trial.candidates.documents.tolist()):
                 images = benchmark.documents[number].images
-                rows[number] = pictures.setdefault(images[0].path, len(pictures) + 1) if images else 0
-    vectors = embed_pictures(list(pictures))
-    vectors = np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors])
-    return Method(vectors, rows, {"about": "histogram of the colours of the first picture"}, ((RETRIEVAL, "image"),))
+                if images and images[0].path not in pictures:
+                    try:
+                        vectors.append(embed_pictures([images[0].path]))
+                        pictures[images[0].path] = len(vectors)
+                    except ImageError:
+                        if on_error != "skip":
+                            raise
+                        pictures[images[0].path] = -1
+                rows[number] = pictures[images[0].path] if images else 0
+    about = {"about": "histogram of the colours of the first picture"}
+    about["unreadable_pictures"] = sum(row < 0 for row in pictures.values())
+    nothing = np.zeros((1, (vectors[0] if vectors else embed_pictures([])).shape[1]), np.float32)
+    return Method(np.concatenate([nothing, *vectors]), rows, about, ((RETRIEVAL, "image"),))
 
 
 def _ranked(trial: Trial, method: Method, config: Config) -> Ranked:
-    k = max(*config.eval.ks, KEPT) if trial.task == RETRIEVAL else max(RELAXED, KEPT)
+    k = _kept(config) if trial.task == RETRIEVAL else max(RELAXED, KEPT)
     return rank(trial, method.rows >= 0, method.take, k)
+
+
+def _kept(config: Config) -> int:
+    return max(*config.eval.ks, KEPT)
 
 
 def _pools(found: Iterable[Ranked]) -> list[Pool]:
@@ -210,13 +229,15 @@ def _protocol(config: Config, max_queries: int) -> dict[str, Any]:
         "retrieval": {
             "gallery": galleries[config.eval.gallery] + ": pictures, title, category, attributes",
             "query": "its picture, its text or both; never category or attributes",
+            "kept": _kept(config),  # MRR counts a right one beyond as not found
         },
         "classification": {
-            "document": "the distinct positives, and beside them the queries with a photo; without category and "
-            "attributes",
-            "classes": "those of the gallery's listings, as texts of the role " + roles[config.eval.candidates],
+            "document": "the distinct positives, and beside them the queries with a photo; where queries are listings "
+            "themselves, these alone; without category, attributes and label",
+            "classes": "those of the gallery's listings, and of queries that are listings themselves, as texts of the "
+            "role " + roles[config.eval.candidates],
             "measures": "of the first choice; with @10 of the true class where it is among the first ten, else of the "
-            "first choice (from 100 classes)",
+            "first choice (from 100 classes; a part with fewer counts by its first choice among all parts)",
             "several": "where several values are right, each is; the chosen one counts as the truth, else the first",
         },
         "ties": "score, then place in the gallery",

@@ -80,6 +80,7 @@ class SavedVectors:
         folder: of the files.
         width: numbers in an embedding; 0 as long as there is none.
         left_out: digest -> why the document has no vector.
+        windows: in which the documents were embedded; batches are formed within one.
     """
 
     def __init__(self, folder: pathlib.Path, identity: Mapping[str, Any]):
@@ -92,7 +93,7 @@ class SavedVectors:
         Raises:
             VectorsError: the folder has embeddings of another model, or is damaged.
         """
-        self.folder, self.width, self.left_out = folder, 0, {}
+        self.folder, self.width, self.left_out, self.windows = folder, 0, {}, 0
         self._identity = json.loads(json.dumps(identity))
         self._rows: dict[str, int] = {}
         self._known: dict[Document, str] = {}  # digests: each file is looked at once
@@ -194,6 +195,7 @@ class SavedVectors:
             if files is not None and not window.begun:
                 files.write_about({"identity": self._identity, "width": self.width})
                 files.write({"documents": window.digests, "plan": window.plan})
+            self.windows += not window.begun
             window.begun = True
             if files is not None:
                 files.put(window.first + rows, vectors)
@@ -263,6 +265,7 @@ class SavedVectors:
     def _apply(self, said: Mapping[str, Any]) -> None:
         if "documents" in said:
             self._window = _Window(self._end, list(said["documents"]), said["plan"], set(), begun=True)
+            self.windows += 1
         elif "rows" in said:
             self._note(said["rows"], {int(row): why for row, why in said["left_out"].items()})
         elif said["end"]:

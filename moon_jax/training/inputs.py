@@ -6,9 +6,22 @@ import pathlib
 import jax
 from jax.experimental import multihost_utils
 
-from moon_jax.config import DataConfig
+from moon_jax.config import ConfigError, DataConfig
 from moon_jax.data import catalogue, images, sources
 from moon_jax.data.records import Dataset
+
+
+def make_folder(workdir: pathlib.Path) -> None:
+    """Makes a work folder that is not there yet.
+
+    Raises:
+        ConfigError: it cannot be made, as there is a file of that name.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        file = next(path for path in (workdir, *workdir.parents) if path.exists())
+        raise ConfigError(f"--workdir={workdir} cannot be made: {file} is a file") from None
 
 
 def open_dataset(data: DataConfig, workdir: pathlib.Path) -> tuple[DataConfig, Dataset]:

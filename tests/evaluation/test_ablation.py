@@ -35,7 +35,7 @@ def results(variant, number, **changes):
         "metrics": metrics,
         "config": {"eval": {"ks": [5, 1]}},
         "counts": {"seen": 10, "unseen": 20, "listings": {"a": 7}, "documents": number},
-        "data": {"fingerprint": f"of {variant}"},
+        "data": {"fingerprint": "of all"},
     } | changes
 
 
@@ -131,8 +131,11 @@ def test_runs_that_cannot_be_compared_are_refused():
     ):
         ablation.summarize([*some[:-1], Run("no_moe", 5, results("no_moe", 2, **fewer))], "full")
     other = {"data": {"fingerprint": "another"}}
-    with pytest.raises(ConfigError, match="the data changed between the seeds of 'no_moe'"):
+    with pytest.raises(ConfigError, match=r"data changed between the runs.*\n.*of all: .*\n.*another: no_moe, seed 5"):
         ablation.summarize([*some[:-1], Run("no_moe", 5, results("no_moe", 2, **other))], "full")
+    crops = [Run("no_crop", seed, results("no_crop", seed - 3, **other)) for seed in (3, 4, 5)]
+    with pytest.raises(ConfigError, match=r"another: no_crop, seed 3; no_crop, seed 4; no_crop, seed 5"):
+        ablation.summarize([*crops, *(run for run in some if run.variant != "no_crop")], "full")
 
 
 def test_the_figure_is_the_same_bytes_for_the_same_summary(summary, tmp_path):

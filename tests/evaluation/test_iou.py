@@ -1,5 +1,6 @@
 """How well boxes agree, by hand; and the table of a model that is right, wrong and silent."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from moon_jax.data import sources
 from moon_jax.data.grounding_answers import PARSED, UNREADABLE, WHOLE, Found
+from moon_jax.data.picture_files import ImageError
 from moon_jax.evaluation.grounding import evaluate, iou, table
 
 
@@ -58,3 +60,24 @@ def test_the_numbers_of_a_model(tmp_path):
     assert results["counts"] == {"pictures": 4, "unreadable": 1}
     assert results["reasons"] == {"no answer": 1}
     assert "0.611" in table(results)
+
+
+def test_a_training_picture_that_is_gone_is_left_out_of_the_mean_box(tmp_path):
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.png")
+    rows = [
+        {"id": f"r{n}", "query": {"image": image, "text": f"q{n}", "bbox": [0, 0, 20, 10]},
+         "positive": {"item_id": f"i{n}", "title": f"t{n}", "images": []}}
+        for n, image in enumerate(("gone.png", "a.png"))
+    ]  # fmt: skip
+    for name, some in (("train", rows), ("test", rows[1:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    config = tiny_config(
+        loss__kind="next_token", loss__ring_batches=0, eval__metric="seen/query/IoU", data__path=str(tmp_path),
+        data__unseen_share=0.0, data__on_error="skip",
+    )  # fmt: skip
+    dataset = sources.read(config.data)
+    found = [Found((0.0, 0.0, 20.0, 10.0), PARSED)]
+    assert evaluate(dataset, lambda _: found, config)["protocol"]["mean_box"] == pytest.approx([0, 0, 0.5, 0.5])
+    raising = dataclasses.replace(config, data=dataclasses.replace(config.data, on_error="raise"))
+    with pytest.raises(ImageError, match=r"gone\.png"):
+        evaluate(dataset, lambda _: found, raising)

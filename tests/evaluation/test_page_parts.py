@@ -11,16 +11,33 @@ from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 
-from moon_jax.data.records import Product
+from moon_jax.data.records import Dataset, ImageRef, Product, Query, Triplet
 from moon_jax.evaluation.page import embedding_map, experts_section, lines, predictions, results_file, training_section
 from moon_jax.evaluation.page.attention_section import attention
 from moon_jax.evaluation.page.classes_section import grouped, leaves
 from moon_jax.evaluation.page.dots import ceiling
+from moon_jax.evaluation.page.gallery import Catalogue
 from moon_jax.evaluation.page.html import Html, bdi, el
 from moon_jax.evaluation.page.measures_table import paper_table
 from moon_jax.evaluation.page.radar import radar
 from moon_jax.evaluation.page.retrieval_section import retrieval
 from moon_jax.evaluation.page.tsne import principal_components, tsne
+
+
+def test_a_query_is_known_by_its_part_and_id():
+    """Parts number their rows alike; a repeated id within a part shows what stands in the predictions."""
+    listing = Product("p", title="t")
+    asked_in = {part: Query(f"asked in {part}", ImageRef(f"/{part}.jpg")) for part in "ABCD"}
+    seen = [Triplet("0", asked_in[part], listing, None, part) for part in "AB"]
+    unseen = [Triplet("7", asked_in[which], listing, None, "C") for which in "CDC"]
+    catalogue = Catalogue(Dataset((), tuple(seen), tuple(unseen), {"p": listing}, "f", {}))
+
+    def shown(part, triplet, **query):
+        return catalogue.query(predictions.Asked("seen", "item", {"triplet": triplet, **query}, part, ("p",), 1, ()))
+
+    for part in "AB":
+        assert shown(part, "0", text="x") == (ImageRef(f"/{part}.jpg"), f"asked in {part}")
+    assert shown("C", "7", text="the second", image="/second.jpg") == (ImageRef("/second.jpg"), "the second")
 
 
 def row(method="model", modality="image", part=None, queries=4, by=None, **measures):

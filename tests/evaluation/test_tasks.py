@@ -8,6 +8,7 @@ import pytest
 
 from moon_jax.config import Config, DataConfig, EvalConfig, LossConfig, TrainConfig
 from moon_jax.data import sources
+from moon_jax.data.picture_files import ImageError
 from moon_jax.data.records import Dataset, ImageRef, Product, Query, Triplet
 from moon_jax.evaluation import results as results_file
 from moon_jax.evaluation import tasks
@@ -204,6 +205,28 @@ def test_color_histogram_stands_beside_the_model(monkeypatch):
     assert m["hats/seen/image/R@1[method=color_histogram]"] == 1
     assert m["seen/image/R@1[method=color_histogram]"] == 1 / 2
     assert "color_histogram" in results_file.table(results)
+
+
+def test_color_histogram_leaves_out_what_cannot_be_read(monkeypatch):
+    """The queries q1 and the listing d: a question less of shoes, and who asks for d finds nothing."""
+
+    def embed_pictures(paths):
+        if paths[0] in ("/q1.png", "/d.png"):
+            raise ImageError(f"{paths[0]}: cannot be read")
+        return np.stack([ITEMS[{"q4": "d", "q2": "c", "q3": "c"}.get(p[1:-4], p[1:-4])] for p in paths])
+
+    monkeypatch.setattr(tasks, "embed_pictures", embed_pictures)
+    benchmark = tasks.build(DATASET, CONFIG)
+    with pytest.raises(ImageError, match="cannot be read"):
+        tasks.color_histogram(benchmark)
+    method = tasks.color_histogram(benchmark, "skip")
+    assert method.about["unreadable_pictures"] == 2
+    results = tasks.score(benchmark, {"color_histogram": method}, DATASET, CONFIG)
+    assert results["protocol"]["retrieval"]["kept"] == 10
+    rows = {(r["part"], r["set"]): r for r in results["rows"] if r["modality"] == "image" and not r["by"]}
+    shoes, hats = rows["shoes", "seen"], rows["hats", "seen"]
+    assert (shoes["queries"], shoes["lacking"], shoes["measures"]["R@1"]) == (2, 1, 0.5)
+    assert hats["measures"]["R@5"] == 0
 
 
 def test_refuses():

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,6 +15,8 @@ from moon_jax.data.records import DataError
 from moon_jax.evaluation.heat.maps import AttentionMap
 
 SETTINGS, INDEX = "settings.json", "heatmaps.json"
+_UNFINISHED = ".unfinished"
+_PICTURE = re.compile(r"\d{4,}(_[a-z]+)?\.png")  # 0007.png, 0007_layers.png
 WITH, WITHOUT = "with_text", "without_text"
 CONDITIONS = (WITHOUT, WITH)
 
@@ -33,19 +36,22 @@ class HeatmapFolder:
             identity: all that decides the weights, as JSON; files are used again only where it is the same.
 
         Raises:
-            DataError: there is the output of another run.
+            DataError: there is the output of another run, or anything else.
         """
         self.path, self._identity = path, json.loads(json.dumps(identity))
-        settings = path / SETTINGS
         if path.exists() and not path.is_dir():
             raise DataError(f"{path} is a file; the output is a folder")
-        if not path.exists() or not (any(path.glob("*.npz")) or settings.exists()):
+        there = (
+            sorted(file.name for file in path.iterdir() if file.name != SETTINGS + _UNFINISHED) if path.exists() else []
+        )
+        if not there:
             return
         try:
-            before = json.loads(settings.read_text(encoding="utf-8"))["identity"]
+            before = dict(json.loads((path / SETTINGS).read_text(encoding="utf-8"))["identity"])
         except (OSError, ValueError, KeyError, TypeError):
             raise DataError(
-                f"{path} has heat maps without a {SETTINGS} that says what made them; choose another --output"
+                f"{path} is not empty (there is {', '.join(there[:3])}), and not a folder of heat maps: it is without "
+                f"a {SETTINGS} that says what made them; choose another --output"
             ) from None
         changed = [name for name in {**before, **self._identity} if before.get(name) != self._identity.get(name)]
         if changed:
@@ -74,7 +80,7 @@ class HeatmapFolder:
             fields = {"tokens": found.tokens, "roles": found.roles, "weights": found.weights}
             fields |= {"grids": grids, "picture_roles": roles}
             arrays |= {f"{condition}_{name}": array for name, array in fields.items()}
-        unfinished = self.file(number, ".unfinished")
+        unfinished = self.file(number, _UNFINISHED)
         with unfinished.open("wb") as file:
             np.savez_compressed(file, **arrays)
             file.flush()
@@ -102,9 +108,22 @@ class HeatmapFolder:
         return maps
 
     def remove_pictures(self) -> None:
-        """Removes the pictures of an earlier choice, which may be of other records."""
-        for path in self.path.glob("[0-9]*.png"):
-            path.unlink()
+        """Removes the pictures of an earlier choice, which may be of other records: those that its index names.
+
+        Raises:
+            DataError: the index cannot be read.
+        """
+        index = self.path / INDEX
+        if not index.exists():
+            return
+        try:
+            records = json.loads(index.read_text(encoding="utf-8"))["records"]
+            names = [str(value) for record in records for key, value in record.items() if key.startswith("png")]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{index} cannot be read ({error}); remove it, and the pictures beside it") from None
+        for name in filter(_PICTURE.fullmatch, names):
+            (self.path / name).unlink(missing_ok=True)
+        index.unlink()  # last: killed here, the next run knows them still
 
     def write_index(self, about: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> None:
         """Writes heatmaps.json: how the values were made, and those of every record."""
@@ -112,6 +131,6 @@ class HeatmapFolder:
         self._write(INDEX, json.dumps(values, ensure_ascii=False, allow_nan=False).encode())
 
     def _write(self, name: str, data: bytes) -> None:
-        unfinished = self.path / (name + ".unfinished")
+        unfinished = self.path / (name + _UNFINISHED)
         unfinished.write_bytes(data)
         os.replace(unfinished, self.path / name)

@@ -6,6 +6,6 @@ and `page.js`.
 """
 
 from moon_jax.evaluation.page.embedding_map import Embedded
-from moon_jax.evaluation.page.writer import write
+from moon_jax.evaluation.page.writer import NAME, check_runs, write
 
-__all__ = ["Embedded", "write"]
+__all__ = ["NAME", "Embedded", "check_runs", "write"]

@@ -21,10 +21,14 @@ def experts(path: pathlib.Path) -> Html | None:
     """
     if not path.exists():
         return None
-    said = json.loads(path.read_text(encoding="utf-8"))
-    missing = [name for name in _NEEDS if name not in said]
-    load = np.asarray(said.get("router/load_by_role", []), np.float64)
-    if missing or load.ndim != 3 or load.shape[1] != len(said["roles"]):
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        missing = [name for name in _NEEDS if name not in said]
+        load = np.asarray(said.get("router/load_by_role", []), np.float64)
+        wrong = missing or load.ndim != 3 or not load.shape[1] == len(said["roles"]) == len(said["router/role_tokens"])
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from None
+    if wrong:
         raise ValueError(f"{path} is not an expert_load.json of training: {missing or load.shape}")
     top = max(float(load[:, :, general_experts(load.shape[2])].max()), 1e-3)
     panels = [_panel(load[:, role], said, role, top) for role in range(load.shape[1])]

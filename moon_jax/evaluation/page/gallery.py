@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from moon_jax.data.records import Dataset, ImageRef
+from moon_jax.data.records import Dataset, ImageRef, Query
 from moon_jax.evaluation.page.html import Html, bdi, el, join
 from moon_jax.evaluation.page.methods import label, short
 from moon_jax.evaluation.page.pictures import Pictures
@@ -24,15 +24,17 @@ class Shown(NamedTuple):
 
 
 class Catalogue:
-    """The pictures and titles behind ids; without a data set only what stands in the predictions."""
+    """The pictures and titles behind ids; without a data set only what stands in the predictions.
+
+    A part's rows may repeat an id: of such queries too what stands in the predictions is shown.
+    """
 
     def __init__(self, dataset: Dataset | None):
         self._products = dataset.products if dataset else {}
-        self._queries = {
-            triplet.id: triplet.query
-            for name in ("seen", "unseen")
-            for triplet in (getattr(dataset, name) if dataset else ())
-        }
+        self._queries: dict[tuple[str, str], Query | None] = {}  # None: several queries
+        for triplet in (*dataset.seen, *dataset.unseen) if dataset else ():
+            key = (triplet.part, triplet.id)
+            self._queries[key] = triplet.query if self._queries.get(key, triplet.query) == triplet.query else None
 
     def product(self, product_id: str) -> Shown:
         """Returns a listing's first picture and title."""
@@ -43,7 +45,7 @@ class Catalogue:
 
     def query(self, asked: Asked) -> Shown:
         """Returns what was asked with: a picture, a text or both."""
-        found = self._queries.get(str(asked.query["triplet"]))
+        found = self._queries.get((asked.part or "", str(asked.query["triplet"])))
         image, text = (found.image, found.text) if found else (_file(asked.query.get("image")), asked.query.get("text"))
         return Shown(image if asked.modality != "text" else None, (text or "") if asked.modality != "image" else "")
 

@@ -33,7 +33,7 @@ def training(runs: Sequence[pathlib.Path]) -> Html | None:
         runs: work folders of training; those without metrics.jsonl are passed over.
 
     Raises:
-        ValueError: a line of metrics.jsonl cannot be read.
+        ValueError: a line of metrics.jsonl, or a file of eval/, cannot be read.
     """
     parts = []
     for run in runs:
@@ -48,11 +48,13 @@ def _metrics(path: pathlib.Path) -> list[Html]:
     if not path.exists():
         return []
     steps, columns = [], {name: [] for name in CURVES}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line.strip():
+            continue
         try:
             said = json.loads(line)
             steps.append(int(said["step"]))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"{path}, line {number} cannot be read: {error}") from None
         for name, values in columns.items():
             values.append(_mean(said.get(name)))
@@ -89,8 +91,11 @@ def _evaluations(folder: pathlib.Path) -> list[Html]:
     for path in sorted(folder.glob("*.json"), key=lambda path: (len(path.stem), path.stem)):
         if not path.stem.isdigit():
             continue
-        metrics = json.loads(path.read_text(encoding="utf-8")).get("metrics", {})
-        for name, modality, value in _recalls(metrics):
+        try:
+            recalls = _recalls(json.loads(path.read_text(encoding="utf-8")).get("metrics", {}))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} cannot be read ({error})") from None
+        for name, modality, value in recalls:
             found.setdefault(name, {}).setdefault(modality, []).append((int(path.stem), value))
     figures = []
     for name, lines in found.items():

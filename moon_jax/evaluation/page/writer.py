@@ -25,6 +25,7 @@ from moon_jax.evaluation.page.retrieval_section import retrieval
 from moon_jax.evaluation.page.training_section import training
 
 NAME = "report.html"
+RUN_FILES = ("metrics.jsonl", "eval", "expert_load.json")
 PICTURE_BYTES, ATTENTION_BYTES = 4_000_000, 4_000_000  # of the page, at most
 _HERE = pathlib.Path(__file__).parent
 
@@ -113,6 +114,21 @@ def write(
     unfinished.write_text(whole, encoding="utf-8", newline="\n")
     unfinished.replace(out)
     return out
+
+
+def check_runs(runs: Sequence[str | os.PathLike[str]]) -> None:
+    """Reads what `write` would show of training runs, so that what is wrong with them is known before.
+
+    Raises:
+        ValueError: a folder is not there, is none of training, or has a file that cannot be read; names it.
+    """
+    for folder in map(pathlib.Path, runs):
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder {folder}; a work folder of moon_jax.train is wanted")
+        if not any((folder / name).exists() for name in RUN_FILES):
+            raise ValueError(f"{folder} is no work folder of moon_jax.train: it has none of {', '.join(RUN_FILES)}")
+        training([folder])
+        experts(folder / "expert_load.json")
 
 
 def document(results: Results, sections: Sequence[Section], more_style: str) -> str:
