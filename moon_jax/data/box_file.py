@@ -11,6 +11,7 @@ from typing import Any
 from moon_jax.data import store_refs
 from moon_jax.data.grounding import Question
 from moon_jax.data.grounding_answers import PARSED, WHOLE, Found
+from moon_jax.data.identity import differences
 from moon_jax.data.records import Box, DataError, ImageSource
 from moon_jax.data.sources.boxes import UNFINISHED
 from moon_jax.data.store import PackedImage, open_store
@@ -53,9 +54,7 @@ class BoxFile:
             raise DataError(
                 f"{self.path} is there without a {self.settings.name} that says what made it; choose another --output"
             ) from None
-        changed = [name for name in {**before, **self._identity} if before.get(name) != self._identity.get(name)]
-        if changed:
-            said = "\n".join(f"  - {n} was {before.get(n)!r}, is {self._identity.get(n)!r}" for n in changed)
+        if said := differences(before, self._identity):
             raise DataError(f"{self.path} is of another run (choose another --output, or remove it):\n{said}")
 
     def begin(self) -> None:

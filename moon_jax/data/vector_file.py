@@ -13,6 +13,7 @@ from typing import Any, TextIO
 import numpy as np
 from jaxtyping import Float32, Int
 
+from moon_jax.data.identity import differences
 from moon_jax.data.records import DataError
 
 VECTORS, IDS, SETTINGS, PROGRESS = "embeddings.npy", "ids.json", "settings.json", "progress.json"
@@ -87,10 +88,7 @@ class VectorFile:
             ) from None
 
     def _check_identity(self, before: Mapping[str, Any]) -> None:
-        now = self._identity
-        changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        if changed:
-            said = "\n".join(f"  - {name} was {before.get(name)!r}, is {now.get(name)!r}" for name in changed)
+        if said := differences(before, self._identity):
             raise OutputError(
                 f"{self._folder} has the output of another run (choose another --output, or remove it):\n{said}"
             )

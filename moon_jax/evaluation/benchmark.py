@@ -164,7 +164,7 @@ def first_by_hash(triplets: Iterable[Triplet], count: int = 0) -> tuple[Triplet,
 
 def stable_hash(text: str) -> int:
     """Returns 64 bits that depend on the text alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 def _gallery(dataset: Dataset, part: str, config: EvalConfig) -> tuple[Product, ...]:

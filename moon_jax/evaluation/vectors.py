@@ -26,6 +26,7 @@ from jaxtyping import Float32, Int
 from tqdm import tqdm
 
 from moon_jax.data.documents import Document
+from moon_jax.data.identity import differences
 from moon_jax.data.records import DataError, ImageSource
 
 VECTORS, INDEX, ABOUT = "vectors.f32", "index.jsonl", "about.json"
@@ -235,11 +236,7 @@ class SavedVectors:
     def _check_identity(self) -> None:
         about = _json(self.folder / ABOUT)
         before, self.width = about["identity"], about["width"]
-        changed = [name for name in {**before, **self._identity} if before.get(name) != self._identity.get(name)]
-        if changed:
-            said = "\n".join(
-                f"  - {name} was {before.get(name)!r}, is {self._identity.get(name)!r}" for name in changed
-            )
+        if said := differences(before, self._identity):
             raise VectorsError(f"{self.folder} has embeddings of another model; remove the folder:\n{said}")
 
     def _read(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from moon_jax.config import Role
+from moon_jax.data.identity import differences
 from moon_jax.data.records import DataError
 from moon_jax.evaluation.heat.maps import AttentionMap
 
@@ -53,9 +54,7 @@ class HeatmapFolder:
                 f"{path} is not empty (there is {', '.join(there[:3])}), and not a folder of heat maps: it is without "
                 f"a {SETTINGS} that says what made them; choose another --output"
             ) from None
-        changed = [name for name in {**before, **self._identity} if before.get(name) != self._identity.get(name)]
-        if changed:
-            said = "\n".join(f"  - {n} was {before.get(n)!r}, is {self._identity.get(n)!r}" for n in changed)
+        if said := differences(before, self._identity):
             raise DataError(f"{path} is of another run (choose another --output, or remove it):\n{said}")
 
     def begin(self) -> None:

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import hashlib
 import heapq
 import json
 import os
@@ -11,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from moon_jax.evaluation.benchmark import stable_hash
 from moon_jax.evaluation.page.results_file import MODEL, Results
 
 CANDIDATES = 300  # queries of each set and modality from which the shown ones are chosen
@@ -85,7 +85,7 @@ def _add(said: dict[str, Any], number: int, own: str, found: Predictions, kept: 
         found.queries[key] += 1
         if rank is not None:
             found.ranks[key][rank] += 1
-        order = -_hash(f"{said['part']}\0{said['query']['triplet']}")
+        order = -stable_hash(f"{said['part']}\0{said['query']['triplet']}")
         heap = kept[key]
         if len(heap) < CANDIDATES or order > heap[0][0]:
             top = tuple((str(name), float(score)) for name, score in said["top"])
@@ -112,7 +112,3 @@ def _check(found: Predictions, results: Results, path: pathlib.Path) -> None:
                 f"{path} has {asked:,} {row.modality} queries of {row.method} in the set {row.set}, but "
                 f"{results.path.name} counts {row.queries:,}: the two files are not of one evaluation; evaluate again"
             )
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big")
