@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import re
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -70,7 +72,7 @@ def compile_step(trainer: Trainer, capacity: float) -> Compiled:
             program, failure = None, str(error)
     seconds, warnings = time.perf_counter() - begin, _warnings(said.text)
     if program is None:
-        used, limit = _overflow(failure)
+        used, limit = _overflow(failure, _bytes((trainer.abstract_state(), abstract_batch(trainer.config, mesh))))
         found = re.findall(r"Size: (\S+)\s+(?:Operator: op_name=\"([^\"]*)\")?", failure)
         largest = tuple(f"{size} {name}" for size, name in found[:8])
         return Compiled(seconds, 0, 0, 0, 0, used, limit, (), warnings, largest)
@@ -90,12 +92,30 @@ def lower_step(trainer: Trainer) -> jax.stages.Lowered:
         return trainer.train_step(planned_shape(config, mesh).documents).lower(state, batch)
 
 
-def _overflow(message: str) -> tuple[int, float]:
-    """Returns (bytes used, bytes there are) of "Used 23.05G of 15.75G hbm"."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+def _overflow(message: str, arguments: int) -> tuple[int, float]:
+    """Returns (bytes used, bytes there are) of what the compiler says when it gives up.
+
+    It says "Used 23.05G of 15.75G hbm" of the whole program, or, where the temporaries alone are too much, "HLO
+    temporaries (29.53G) exceeds available HBM (15.75G)".
+
+    Args:
+        message: of the compiler.
+        arguments: bytes of state and batch on a device, which the second form leaves out.
+    """
+    size = r"([\d.]+)([KMGT]?)"
+    whole = re.search(rf"Used {size} of {size} hbm", message)
+    found = whole or re.search(rf"temporaries \({size}\) exceeds available HBM \({size}\)", message)
     if not found:
         raise RuntimeError(f"the compiler ran out of memory and said: {message[:2000]}")
-    return round(float(found[1]) * _UNITS[found[2]]), float(found[3]) * _UNITS[found[4]]
+    used, limit = (round(float(number) * _UNITS[unit]) for number, unit in (found.group(1, 2), found.group(3, 4)))
+    return used + (0 if whole else arguments), float(limit)
+
+
+def _bytes(arguments: Any) -> int:
+    """Returns the bytes of abstract arrays on one device."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments)
+    )
 
 
 def _warnings(text: str) -> tuple[str, ...]:
