@@ -10,7 +10,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import jax
@@ -22,14 +22,14 @@ from jaxtyping import Array, Bool, Float, Float32, Int32
 
 _AXIS = "gallery"
 _ROUNDING = 64
-_PASS_GROUPS = 64  # groups of queries that stay on the devices while the gallery goes by
+_PASS_GROUPS = 32  # groups of queries that stay on the devices while the gallery goes by
 
 
 def top_k(
     queries: Float[np.ndarray, "q d"],
     gallery: Float[np.ndarray, "n width"],  # width = d is checked below, in words
     k: int,
-    block: tuple[int, int] = (256, 8192),
+    block: tuple[int, int] = (512, 7168),
     devices: Sequence[jax.Device] | None = None,
 ) -> tuple[Float32[np.ndarray, "q k"], Int32[np.ndarray, "q k"]]:
     """Returns the k highest dot products of every query with the gallery and their gallery indices, best first.
@@ -37,13 +37,14 @@ def top_k(
     Equal scores rank by gallery index, so of equal rows the first comes first. Products are computed in float32 at the
     highest precision. The gallery may be a memory-mapped file: it is read block by block, and kept on accelerators
     where it is needed more than once and they have the room; in the host's memory no second copy is made. Beside the
-    gallery, up to 64 groups of queries with their best k and a few blocks are held.
+    gallery, up to 32 groups of queries with their best k and a few blocks are held.
 
     Args:
         queries: one row per query.
         gallery: one row per candidate.
         k: how many to return, at most the size of the gallery.
-        block: queries and gallery rows scored at once.
+        block: queries and gallery rows scored at once. More queries make a faster matmul; by default the scores and
+            their copy for the choice are below 32 MiB, beyond which glibc maps fresh pages at every step.
         devices: over which the gallery is spread, by default those of this process. With devices of several processes
             each of them calls this with the same arguments, reads its own part and gets the whole result.
 
@@ -130,29 +131,29 @@ def _search(
 ) -> list[tuple[Float32[Array, "b k"], Int32[Array, "b k"]]]:
     """Returns scores and indices of every group after one pass over the gallery.
 
-    The groups take their step in threads of their own: a CPU chooses the best on one core while others multiply.
+    The groups take their steps in threads of their own: a CPU chooses the best on one core while others multiply. No
+    group waits for the others at the end of a step, as long as two blocks are enough for all of them.
 
     Raises:
         ValueError: an embedding of the gallery or a product with it is not finite.
     """
     advance, merge = _programs(shards.mesh)
 
-    def step(best: _Best, queries: Float32[Array, "b d"], block: Float32[Array, "devices rows d"], at: int) -> _Best:
+    def step(
+        before: Future[_Best], queries: Float32[Array, "b d"], block: Float32[Array, "devices rows d"], at: int
+    ) -> _Best:
+        best = before.result()  # it has come to a thread earlier than this step
+        start, run, size = (np.int32(x) for x in (at * shards.rows, shards.steps * shards.rows, len(shards.gallery)))
         with jax.set_mesh(shards.mesh):  # a thread has its own; and not the one that the caller may have set
-            start, run, size = (
-                np.int32(x) for x in (at * shards.rows, shards.steps * shards.rows, len(shards.gallery))
-            )
             return jax.block_until_ready(advance(best, queries, block, start, run, size))
 
-    best = [shards.nothing(len(queries), k) for queries in groups]
-    block = shards.block(0, last_pass)
+    before: list[Future[_Best]] = []
+    best = [submit(shards.nothing, len(queries), k) for queries in groups]
     for at in range(shards.steps):
-        pairs = list(zip(best, groups, strict=True))
-        done = [step(*pairs.pop(0), block, at)] if at == 0 else []  # compiled once, not by each thread
-        waiting = [submit(step, *pair, block, at) for pair in pairs]
-        if at + 1 < shards.steps:
-            block = shards.block(at + 1, last_pass)  # while they work
-        best = done + [one.result() for one in waiting]
+        wait(before)
+        block = shards.block(at, last_pass)  # while they work on the one before
+        before, best = best, [submit(step, *pair, block, at) for pair in zip(best, groups, strict=True)]
+    best = [one.result() for one in best]
     with jax.set_mesh(shards.mesh):
         merged = [merge(one) for one in best]
     if any(bool(unsound) for _, _, unsound in merged):

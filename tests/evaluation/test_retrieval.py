@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import tracemalloc
 
 import faiss
@@ -165,6 +166,45 @@ def test_a_gallery_that_the_devices_have_room_for_is_read_once(monkeypatch, room
     _, indices = top_k(queries, gallery, 9, SMALL, jax.devices()[:2])
     np.testing.assert_array_equal(indices, reference(queries, gallery, 9)[1])
     assert sorted(read) == sorted([64 * i for i in range(12)] * (1 if room else 3))  # 11 blocks and one of padding
+
+
+def test_groups_run_ahead_by_one_block(monkeypatch):
+    """Others take their second step while a group is at its first; no block is read before all are done with the last
+    but one."""
+    queries, gallery = whole_numbers(0, 40, 6), whole_numbers(1, 700, 6)
+    started, done, seen, ahead = {}, [], [], threading.Event()
+    programs, block, ready = retrieval._programs, retrieval._Shards.block, jax.block_until_ready
+
+    def watched(mesh):
+        advance, merge = programs(mesh)
+
+        def start(best, group, block, row, *sizes):
+            found = advance(best, group, block, row, *sizes)
+            started[id(found)] = found, row == 0 and np.array_equal(group[0], queries[32])  # kept, so that ids differ
+            if row:
+                ahead.set()
+            return found
+
+        return start, merge
+
+    def finish(found):
+        if started[id(found)][1]:  # the last group at the first block
+            assert ahead.wait(60), "the groups waited for the last one"
+        done.append(ready(found))
+        return found
+
+    def read(shards, step, last_pass):
+        seen.append(len(done))
+        return block(shards, step, last_pass)
+
+    monkeypatch.setattr(retrieval.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(retrieval, "_programs", watched)
+    monkeypatch.setattr(retrieval._Shards, "block", read)
+    monkeypatch.setattr(jax, "block_until_ready", finish)
+    _, indices = top_k(queries, gallery, 9, SMALL, jax.devices()[:2])
+    np.testing.assert_array_equal(indices, reference(queries, gallery, 9)[1])
+    assert len(done) == 5 * 6  # groups, blocks of a device
+    assert all(np.array(seen) >= [0, 0, 5, 10, 15, 20])
 
 
 def test_no_queries():
