@@ -12,14 +12,10 @@ from moon_jax.evaluation.heat import maps
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-PIXELS = {"min_pixels": 6 * 6, "max_pixels": 30 * 30, "patch_size": 3, "merge_size": 2}
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tiny_hf.write(tmp_path_factory.mktemp("hf") / "model")
-    (folder / "preprocessor_config.json").write_text(json.dumps(PIXELS))
-    return folder
+    return tiny_hf.write(tmp_path_factory.mktemp("hf") / "model", max_pixels=30 * 30)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +104,7 @@ def test_a_run_goes_on_with_what_is_missing(made, model, records, tmp_path):
     output = tmp_path / "again"
     run(model, records, output, limit=1)
     kept = (output / "0000.npz").stat().st_mtime_ns
-    (output / "0001.unfinished").write_bytes(b"killed here")
+    (output / "0001.npz.unfinished").write_bytes(b"killed here")
     again = run(model, records, output)
     assert (output / "0000.npz").stat().st_mtime_ns == kept
     for number in range(3):

@@ -9,11 +9,11 @@ import numpy as np
 from PIL import Image
 
 from moon_jax.config import Config, EvalConfig
+from moon_jax.data import whole_file
 from moon_jax.data.records import Dataset, ImageRef, Product, Query, Triplet
 from moon_jax.evaluation import predictions, tasks
 from moon_jax.evaluation.benchmark import build
 from moon_jax.evaluation.page import Embedded
-from moon_jax.evaluation.results import write_json
 
 CATEGORIES = [("Home", "Kitchen", "Pots"), ("Home", "Kitchen", "Cups"), ("Home", "Lamps"), ("Shoes", "Boots")]
 CONFIG = Config(
@@ -63,7 +63,7 @@ def write(workdir: pathlib.Path, data: Dataset, methods: tuple[str, ...] = ("mod
         found[name] = tasks.Method(vectors, rows, {"fingerprint": hashlib.sha256(name.encode()).hexdigest()})
     with predictions.writer(workdir / "predictions.jsonl") as line:
         results = tasks.score(benchmark, found, data, CONFIG, write=line)
-    write_json(results, workdir / "results.json")
+    whole_file.write_json(workdir / "results.json", results)
     own = found[methods[0]].vectors
     return Embedded(list(benchmark.items), lambda ids: own[[benchmark.items[name] for name in ids]])
 

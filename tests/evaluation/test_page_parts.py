@@ -201,6 +201,18 @@ def test_map_has_a_point_for_each_listing_and_refuses_bad_vectors():
         embedding_map.embedding_map(bad, products)
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_map_names_a_group_only_where_it_is_at_home(apart):
+    products = {f"{i:02d}": Product(f"{i:02d}", f"t{i}", category=("ab"[i % 2],)) for i in range(40)}
+    pairs = np.random.default_rng(0).standard_normal((20, 4)).repeat(2, axis=0)  # one of each group at every place
+    vectors = pairs + (20 if apart else 0.01) * (np.arange(40) % 2)[:, None]
+    text = embedding_map.embedding_map(embedding_map.Embedded([*products], lambda ids: vectors), products)
+    assert re.findall(r'class="(g\d) name"', text) == (["g1", "g2"] if apart else [])
+    height = float(re.search(r'viewBox="0 0 560 ([\d.]+)"', text).group(1))
+    ys = [float(y) for y in re.findall(r'<circle cx="[\d.]+" cy="([\d.]+)"', text)]
+    assert (min(ys), max(ys)) == pytest.approx((14, height - 14), abs=0.02)
+
+
 def test_training_curves_are_means_of_neighbours(tmp_path):
     steps = [(step, float(step % 2)) for step in range(1, 1201)]
     x, y = training_section.thinned(steps)

@@ -93,13 +93,18 @@ class Drawing:
             (f"{self.split[:-1]} {number}", overlay(shown[0], np.array(picture[self.scale]), top, size))
             for number, picture in zip(one_by_one, pictures, strict=True)
         ]
-        others = f"heads {runs(self.heads)}" if of_layers else f"layers {runs(self.layers)}"
-        return split_sheet(tiles, (case.id, f"the first picture, {self.split} one by one, mean of {others}"))
+        others = mean_of("head", self.heads) if of_layers else mean_of("layer", self.layers)
+        return split_sheet(tiles, (case.id, f"the first picture, {self.split} one by one, {others}"))
 
     def _heading(self) -> str:
         if self.rollout_layers:
             return "attention rollout through all layers"
-        return f"attention of the embedding, mean of layers {runs(self.layers)}, heads {runs(self.heads)}"
+        return f"attention of the embedding, {mean_of('layer', self.layers)}, {mean_of('head', self.heads)}"
+
+
+def mean_of(kind: str, numbers: Sequence[int]) -> str:
+    """Returns how a heading says what is averaged: "layer 3", "mean of heads 0-3"."""
+    return f"mean of {kind}s {runs(numbers)}" if len(numbers) > 1 else f"{kind} {runs(numbers)}"
 
 
 def runs(numbers: Sequence[int]) -> str:

@@ -1,7 +1,6 @@
 """The output folder of `moon_jax.heatmap`: weights are written record by record, so that a killed run can go on."""
 
 import json
-import os
 import pathlib
 import re
 import zipfile
@@ -11,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from moon_jax.config import Role
+from moon_jax.data import whole_file
 from moon_jax.data.identity import differences
 from moon_jax.data.records import DataError
+from moon_jax.data.whole_file import UNFINISHED
 from moon_jax.evaluation.heat.maps import AttentionMap
 
 SETTINGS, INDEX = "settings.json", "heatmaps.json"
-_UNFINISHED = ".unfinished"
 _PICTURE = re.compile(r"\d{4,}(_[a-z]+)?\.png")  # 0007.png, 0007_layers.png
 WITH, WITHOUT = "with_text", "without_text"
 CONDITIONS = (WITHOUT, WITH)
@@ -43,7 +43,7 @@ class HeatmapFolder:
         if path.exists() and not path.is_dir():
             raise DataError(f"{path} is a file; the output is a folder")
         there = (
-            sorted(file.name for file in path.iterdir() if file.name != SETTINGS + _UNFINISHED) if path.exists() else []
+            sorted(file.name for file in path.iterdir() if file.name != SETTINGS + UNFINISHED) if path.exists() else []
         )
         if not there:
             return
@@ -60,7 +60,7 @@ class HeatmapFolder:
     def begin(self) -> None:
         """Makes the folder and says what its files are of."""
         self.path.mkdir(parents=True, exist_ok=True)
-        self._write(SETTINGS, json.dumps({"identity": self._identity}, indent=1, ensure_ascii=False).encode())
+        whole_file.write_json(self.path / SETTINGS, {"identity": self._identity})
 
     def file(self, number: int, ending: str) -> pathlib.Path:
         """Returns the path of a record's file: "0007.npz"."""
@@ -79,12 +79,8 @@ class HeatmapFolder:
             fields = {"tokens": found.tokens, "roles": found.roles, "weights": found.weights}
             fields |= {"grids": grids, "picture_roles": roles}
             arrays |= {f"{condition}_{name}": array for name, array in fields.items()}
-        unfinished = self.file(number, _UNFINISHED)
-        with unfinished.open("wb") as file:
+        with whole_file.writing(self.file(number, ".npz")) as file:
             np.savez_compressed(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, self.file(number, ".npz"))
 
     def read_maps(self, number: int) -> dict[str, AttentionMap]:
         """Returns the maps of a record by condition.
@@ -127,9 +123,4 @@ class HeatmapFolder:
     def write_index(self, about: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> None:
         """Writes heatmaps.json: how the values were made, and those of every record."""
         values = {"version": 1, "about": about, "records": list(records)}
-        self._write(INDEX, json.dumps(values, ensure_ascii=False, allow_nan=False).encode())
-
-    def _write(self, name: str, data: bytes) -> None:
-        unfinished = self.path / (name + _UNFINISHED)
-        unfinished.write_bytes(data)
-        os.replace(unfinished, self.path / name)
+        whole_file.write_text(self.path / INDEX, json.dumps(values, ensure_ascii=False, allow_nan=False))

@@ -17,6 +17,7 @@ from moon_jax.evaluation.heat.folder import CONDITIONS, WITH
 
 WIDTH, MARGIN, GAP, LABEL, HEADING = 1320, 40, 20, 150, 28  # px
 TILE, SMALL_TILE = (400, 400), (190, 190)
+CELL = 24  # px: from this size on the cells of a grid are told apart by lines
 BEYOND = 0.02  # share of even attention that may be beyond the scale
 LEAST_TOP = 2.0  # of the relative scale: attention that is almost even stays pale
 INK, FAINT, PAPER, LINE = (34, 38, 46), (120, 126, 136), (255, 255, 255), (226, 229, 233)
@@ -46,6 +47,8 @@ def views(document: Document, data: DataConfig) -> list[Image.Image]:
 def overlay(image: Image.Image, values: Float[np.ndarray, "h w"], top: float, size: tuple[int, int]) -> Image.Image:
     """Returns the picture under its attention: grey where there is little, then yellow to dark red.
 
+    The colours run smoothly from cell to cell; thin lines show how large the cells are.
+
     Args:
         image: RGB.
         values: of the cells of a grid over the whole picture; at least 0.
@@ -58,7 +61,11 @@ def overlay(image: Image.Image, values: Float[np.ndarray, "h w"], top: float, si
     grey = shown.mean(-1, keepdims=True)
     shown = 255 - (255 - (0.35 * shown + 0.65 * grey)) * 0.8  # pale, so that the colours stand out
     opacity = 0.85 * heat[..., None]
-    return Image.fromarray(np.round((1 - opacity) * shown + opacity * colors(heat)).astype(np.uint8))
+    shown = (1 - opacity) * shown + opacity * colors(heat)
+    for axis, (count, length) in enumerate(zip(values.shape, shown.shape, strict=False)):
+        lines = np.round(np.arange(1, count) * length / count).astype(int) if length >= CELL * count else []
+        np.moveaxis(shown, axis, 0)[lines] = 0.6 * np.moveaxis(shown, axis, 0)[lines] + 0.4 * 255
+    return Image.fromarray(np.round(shown).astype(np.uint8))
 
 
 def colors(values: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n 3"]:

@@ -26,14 +26,15 @@ def attention(folder: pathlib.Path, budget: int) -> tuple[Html | None, int]:
     """
     figures, left_out, titles = [], 0, _titles(folder / INDEX)
     for path in sorted(folder.glob("*.png")):
-        url = _data_url(path)
+        url, (wide, high) = _picture(path)
         if len(url) > budget:
             left_out += 1
             continue
         budget -= len(url)
         number, _, view = path.stem.partition("_")
         title = " · ".join(filter(None, (titles.get(number, number), view)))
-        image = el("img", src=url, alt=f"Attention map: {short(title, 160)}", loading="lazy")
+        said = f"Attention map: {short(title, 160)}"
+        image = el("img", src=url, alt=said, width=wide, height=high, loading="lazy")  # its place is kept until then
         figures.append(el("figure", image, class_="chart"))  # the sheets have the id as their heading
     return (el("div", *figures, class_="sheets") if figures else None), left_out
 
@@ -49,7 +50,8 @@ def _titles(path: pathlib.Path) -> dict[str, str]:
         raise ValueError(f"{path} is not an index of heat maps ({type(error).__name__}: {error})") from None
 
 
-def _data_url(path: pathlib.Path) -> str:
+def _picture(path: pathlib.Path) -> tuple[str, tuple[int, int]]:
+    """Returns a picture as the URL of a JPEG, and its width and height in pixels."""
     try:
         with Image.open(path, formats=("PNG",)) as image:
             image = image.convert("RGB")
@@ -58,4 +60,4 @@ def _data_url(path: pathlib.Path) -> str:
     image.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
     out = io.BytesIO()
     image.save(out, "JPEG", quality=QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode(), image.size

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from moon_jax.data.records import Product
 from moon_jax.evaluation.page.html import Html, bdi, el, number
@@ -15,6 +15,7 @@ from moon_jax.evaluation.page.tsne import tsne
 POINTS = 600
 _COLORS = 8  # --g1 ... of the style sheet; smaller groups are grey
 _SIZE, _MARGIN = 560, 14
+_NEAR = 11  # points around a name, its own among them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ def embedding_map(embedded: Embedded, products: Mapping[str, Product]) -> Html |
     if vectors.shape[:1] != (len(shown),) or not np.isfinite(vectors).all():
         raise ValueError(f"the map needs {len(shown)} finite embeddings; what came has the shape {vectors.shape}")
     groups, titles = _groups(shown), [product.title or product.id for product in shown]
-    places = _fitted(tsne(vectors))
+    places, height = _fitted(tsne(vectors))
     counts = collections.Counter(group for group in groups if group)
     large = [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:_COLORS]]
     class_of = {name: f"g{place}" for place, name in enumerate(large, 1)}
@@ -60,13 +61,13 @@ def embedding_map(embedded: Embedded, products: Mapping[str, Product]) -> Html |
         el("circle", cx=float(x), cy=float(y), r=3.4, class_=class_of.get(group, "g0"), data_tip=_tip(title, group))
         for (x, y), group, title in zip(places.tolist(), groups, titles, strict=True)
     ]
-    texts = [_name(name, places[[group == name for group in groups]], class_of[name]) for name in large]
+    texts = [_name(name, places, np.array([group == name for group in groups]), class_of[name]) for name in large]
     keys = [_key(name, class_of[name], counts[name]) for name in large] + ([_key("other", "g0", rest)] if rest else [])
     svg = el(
         "svg",
         el("g", *dots),
         el("g", *texts, aria_hidden="true"),
-        viewBox=f"0 0 {_SIZE} {_SIZE}",
+        viewBox=f"0 0 {_SIZE} {number(height)}",
         class_="map",
         role="img",
         aria_label=f"Map of {len(titles)} listings: {', '.join(f'{name} {counts[name]}' for name in large)}",
@@ -86,24 +87,32 @@ def _groups(products: Sequence[Product]) -> list[str]:
     return [product.category[0] if product.category else "" for product in products]
 
 
-def _fitted(places: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n 2"]:
-    """Returns the places in the square of the figure, one scale for both directions."""
+def _fitted(places: Float[np.ndarray, "n 2"]) -> tuple[Float[np.ndarray, "n 2"], float]:
+    """Returns the places in the figure, one scale for both directions, and its height: no more than they need."""
     low, high = places.min(0), places.max(0)
     scale = (_SIZE - 2 * _MARGIN) / max(float((high - low).max()), 1e-12)
-    return (places - (low + high) / 2) * scale + _SIZE / 2
+    wide, high = ((high - low) * scale).tolist()
+    return (places - low) * scale + [(_SIZE - wide) / 2, _MARGIN], high + 2 * _MARGIN
 
 
 def _tip(title: str, group: str) -> str:
     return "\n".join(filter(None, (short(title, 160), group)))
 
 
-def _name(name: str, places: Float[np.ndarray, "n 2"], class_: str) -> Html:
-    """Returns the group's name at its middle: at the point with the smallest sum of distances to the others."""
-    middle = places[np.linalg.norm(places[:, None] - places[None], axis=-1).sum(1).argmin()]
+def _name(name: str, places: Float[np.ndarray, "n 2"], own: Bool[np.ndarray, " n"], class_: str) -> Html | None:
+    """Returns the group's name at its middle: at the point with the smallest sum of distances to the others.
+
+    None where many points around the middle are of other groups: a name there would promise what is not so.
+    """
+    distances = np.linalg.norm(places[own][:, None] - places[None], axis=-1)
+    middle = distances[:, own].sum(1).argmin()
+    if own[distances[middle].argsort(kind="stable")[:_NEAR]].mean() < 2 / 3:
+        return None
+    x, y = places[own][middle].tolist()
     text = short(name, 22)
     half = 3.6 * len(text)
-    x = float(np.clip(middle[0], half, _SIZE - half))
-    return el("text", text, x=number(x), y=number(float(middle[1])), text_anchor="middle", class_=f"{class_} name")
+    x = min(max(x, half), _SIZE - half)
+    return el("text", text, x=number(x), y=number(y), text_anchor="middle", class_=f"{class_} name")
 
 
 def _key(name: str, class_: str, count: int) -> Html:

@@ -8,7 +8,7 @@ from moon_jax.evaluation.page import dots
 from moon_jax.evaluation.page.html import Html, bdi, el, join
 from moon_jax.evaluation.page.methods import color, label, legend, mark_class, percent, tip_value
 from moon_jax.evaluation.page.radar import radar
-from moon_jax.evaluation.page.results_file import Results, Row, recall_ks
+from moon_jax.evaluation.page.results_file import TASKS, Results, Row, recall_ks
 
 
 class Task(NamedTuple):
@@ -57,11 +57,7 @@ def whole_group(results: Results, task: str) -> dict[str, str]:
 def overview(results: Results) -> Html:
     """Returns the section's inside."""
     tasks = five_tasks(results)
-    sets = list(
-        dict.fromkeys(
-            name for task in ("retrieval", "classification", "attributes") for name in results.values(task, "set")
-        )
-    )
+    sets = list(dict.fromkeys(name for task in TASKS for name in results.values(task, "set")))
     tiles = el("div", *(_tile(task, results, sets) for task in tasks), class_="tiles")
     figures = [_radar(tasks, results, name) for name in sets if len(tasks) >= 3]
     figures += [_dots(tasks, results, name) for name in sets]
@@ -127,7 +123,10 @@ def _radar(tasks: Sequence[Task], results: Results, set_name: str) -> Html:
         ]
         for method in there
     }
-    return radar(f"All tasks, {set_name}", [(task.name, task.measure) for task in tasks], values, results.methods)
+    axes = [
+        (first, f"{rest} {task.measure}".strip()) for task in tasks for first, _, rest in [task.name.partition(" ")]
+    ]
+    return radar(f"All tasks, {set_name}", axes, values, results.methods)
 
 
 def _dots(tasks: Sequence[Task], results: Results, set_name: str) -> Html | None:

@@ -8,10 +8,10 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-VERSION = 1
-MODEL = "model"
-TASKS = ("retrieval", "classification", "attributes")
-MODALITIES = ("image", "text", "item")
+from moon_jax.evaluation.benchmark import MODALITIES
+from moon_jax.evaluation.choices import TASKS
+from moon_jax.evaluation.tasks import MODEL, VERSION
+
 SETS = ("unseen", "test", "seen")  # the order on the page: the harder one first
 
 
@@ -79,7 +79,7 @@ class Results:
     def values(self, task: str, field: str) -> list[str]:
         """Returns the values of a field in the rows of a task, in the order of the page."""
         there = dict.fromkeys(getattr(row, field) for row in self.rows if row.task == task)
-        order = {"set": SETS, "modality": MODALITIES, "method": self.methods}.get(field, ())
+        order = {"set": SETS, "modality": tuple(MODALITIES), "method": self.methods}.get(field, ())
         return sorted(
             (value for value in there if value is not None), key=lambda v: order.index(v) if v in order else 99
         )

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from moon_jax.data import whole_file
 from moon_jax.data.records import Dataset
 from moon_jax.evaluation.page import predictions as predictions_file
 from moon_jax.evaluation.page import results_file
@@ -110,9 +111,7 @@ def write(
     sections.append(Section("method", "How it was measured", "", about(results, notes)))
     whole = document(results, [section for section in sections if section.inside], pictures.styles())
     out = workdir / NAME
-    unfinished = out.with_name(f"{NAME}.unfinished")
-    unfinished.write_text(whole, encoding="utf-8", newline="\n")
-    unfinished.replace(out)
+    whole_file.write_text(out, whole)
     return out
 
 

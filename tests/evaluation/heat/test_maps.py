@@ -1,7 +1,6 @@
 """Maps of documents against transformers' attention matrices, alone and packed together, on one device and on eight."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
@@ -19,14 +18,12 @@ from moon_jax.training.pretrained import open_pretrained
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-PIXELS = {"min_pixels": 6 * 6, "max_pixels": 60 * 60, "patch_size": 3, "merge_size": 2}  # 6 x 6 px are a token
 SPLIT_HEADS = MeshConfig(fsdp=2, expert=2, tensor=2)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tiny_hf.write(tmp_path_factory.mktemp("hf") / "model")
-    (folder / "preprocessor_config.json").write_text(json.dumps(PIXELS))
+    folder = tiny_hf.write(tmp_path_factory.mktemp("hf") / "model", max_pixels=60 * 60)
     rng = np.random.default_rng(0)
     for number, (height, width) in enumerate([(40, 31), (24, 60)]):
         Image.fromarray(rng.integers(0, 255, (height, width, 3)).astype(np.uint8)).save(folder / f"{number}.png")

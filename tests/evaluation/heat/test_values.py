@@ -142,6 +142,15 @@ def test_the_redder_the_more_attention():
     assert np.asarray(beyond).dtype == np.uint8  # what is beyond the scale has its end
 
 
+def test_large_cells_are_told_apart_by_lines():
+    grey = Image.new("RGB", (80, 40), (128, 128, 128))
+    drawn = np.asarray(overlay(grey, np.ones((1, 2)), 3.0, (160, 80))).astype(int)
+    assert set(np.flatnonzero((drawn != drawn[0, 0]).any((0, 2)))) == {80}
+    assert (drawn[:, 80] > drawn[:, 79]).all()
+    small = np.asarray(overlay(grey, np.ones((4, 8)), 3.0, (160, 80)))
+    assert (small == small[0, 0]).all()
+
+
 def test_the_end_of_the_scale_leaves_out_tokens_that_few_see():
     """One token of 1% of even attention has 50 times even; the others 3 times: the scale ends at 3, not at 50."""
     even = np.array([0.33, 0.33, 0.33, 0.01])
