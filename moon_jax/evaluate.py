@@ -11,6 +11,7 @@ prediction of attributes. docs/evaluation.md says how each is measured. The work
 
     --model=DIR                    a Hugging Face folder of Qwen2.5-VL, a converted model, or a training run
     --baselines=clip=DIR,gme=DIR   other models in local folders, through torch (extra [torch]); docs/baselines.md
+    --embeddings=mine=DIR          vectors that another system made of the documents that --documents=DIR wrote
     --config.eval.ks=1,5,10        and every other setting
     --runs=DIR,DIR                 training runs whose curves the report shows
 
@@ -35,7 +36,7 @@ from ml_collections import config_flags
 
 from moon_jax.command_flags import CommandFlags, pairs
 from moon_jax.config import Config, ConfigError, resolve
-from moon_jax.data import catalogue
+from moon_jax.data import catalogue, whole_file
 from moon_jax.data.records import DataError, Dataset
 from moon_jax.data.tokenizer import TokenizerError
 from moon_jax.encoder import DTYPES
@@ -43,8 +44,9 @@ from moon_jax.evaluation import page
 from moon_jax.evaluation.baselines import NAMES, BaselineError, open_baseline
 from moon_jax.evaluation.benchmark import Benchmark, build
 from moon_jax.evaluation.embedded import Model, embed_with_baseline, embed_with_model, open_model
+from moon_jax.evaluation.given import GivenVectors, write_documents
 from moon_jax.evaluation.predictions import writer
-from moon_jax.evaluation.results import table, write_json
+from moon_jax.evaluation.results import table
 from moon_jax.evaluation.tasks import COLOR_HISTOGRAM, MODEL, Method, color_histogram, score
 from moon_jax.parallel.mesh import make_mesh
 from moon_jax.parallel.processes import meet, together
@@ -74,6 +76,9 @@ def main(argv: list[str]) -> None:
         config = resolve(CONFIG.value)
         if not WORKDIR.value:
             raise ConfigError("--workdir is needed: the folder that receives results and embeddings")
+        if DOCUMENTS.value:
+            print(list_documents(config, pathlib.Path(WORKDIR.value), DOCUMENTS.value))
+            return
         with together(*_MISTAKES):
             mesh = make_mesh(config.mesh)
             meet(mesh)
@@ -83,6 +88,7 @@ def main(argv: list[str]) -> None:
                 mesh,
                 model=MODEL_FOLDER.value,
                 baselines=_baselines(pairs("baselines", BASELINES.value, "NAME=DIR")),
+                embeddings=_embeddings(pairs("embeddings", EMBEDDINGS_FOLDERS.value, "NAME=DIR")),
                 dtype=DTYPE.value,
                 max_pixels=MAX_PIXELS.value,
                 torch=Torch(TORCH_DEVICE.value, TORCH_DTYPE.value),
@@ -101,6 +107,7 @@ def run(
     *,
     model: str | None = None,
     baselines: Mapping[str, str] | None = None,
+    embeddings: Mapping[str, str] | None = None,
     dtype: str | None = None,
     max_pixels: int | None = None,
     torch: Torch = Torch(),
@@ -114,6 +121,7 @@ def run(
         mesh: the devices that the model runs on.
         model: folder; None = only baselines.
         baselines: name -> folder.
+        embeddings: name -> folder of vectors that another system made.
         dtype: of the model's computation; None = the checkpoint's.
         max_pixels: of a picture, where a model leaves it open; None = the model's own.
         torch: how baselines are run.
@@ -125,22 +133,24 @@ def run(
         WeightsError: the model cannot be used.
         BaselineError: a baseline cannot be used.
     """
-    baselines = baselines or {}
-    if not (model or baselines or config.eval.color_histogram):
-        raise ConfigError("there is nothing to evaluate: give --model=DIR or --baselines=NAME=DIR")
-    if baselines and jax.process_count() > 1:
+    baselines, embeddings = baselines or {}, embeddings or {}
+    if not (model or baselines or embeddings or config.eval.color_histogram):
         raise ConfigError(
-            "--baselines run in one process: evaluate them in a run of its own, the model beside it later"
+            "there is nothing to evaluate: give --model=DIR, --baselines=NAME=DIR or --embeddings=NAME=DIR"
+        )
+    if (baselines or embeddings) and jax.process_count() > 1:
+        raise ConfigError(
+            "--baselines and --embeddings run in one process: evaluate them in a run of their own, the model later"
         )
     try:
         page.check_runs(runs)
     except ValueError as error:
         raise ConfigError(f"--runs: {error}") from None
     opened = open_model(model, dtype, max_pixels) if model else None  # what is wrong with it is known at once
-    make_folder(workdir)
-    data, dataset = open_dataset(config.data, workdir)
-    config = dataclasses.replace(config, data=data)
-    benchmark = build(dataset, config, config.eval.max_queries)
+    given = [GivenVectors(name, place) for name, place in embeddings.items()]
+    config, dataset, benchmark = _open(config, workdir)
+    for vectors in given:
+        vectors.find(benchmark.documents)  # what lacks is known before the model embeds
     if opened is not None:
         _warn(opened, config)
         if trained_on := _trained_on(opened, config, dataset):
@@ -154,6 +164,8 @@ def run(
         settings = dict(device=torch.device, dtype=torch.dtype, batch_size=config.eval.batch_documents)
         found = open_baseline(name, place, **settings, max_pixels=max_pixels)
         methods[name] = embed_with_baseline(name, found, documents, folder, config)
+    for vectors in given:
+        methods[vectors.name] = embed_with_baseline(vectors.name, vectors, documents, folder, config)
     if config.eval.color_histogram:
         methods[COLOR_HISTOGRAM] = color_histogram(benchmark, config.data.on_error)
     results = _score(benchmark, methods, dataset, config, workdir)
@@ -163,6 +175,25 @@ def run(
         except ValueError as error:
             raise DataError(f"{workdir / RESULTS} is written, but no {page.NAME}: {error}") from error
     return results
+
+
+def list_documents(config: Config, workdir: pathlib.Path, folder: str) -> str:
+    """Writes what another system must embed to a folder; returns what was written, in words.
+
+    Raises:
+        ConfigError, DataError: see `run`.
+    """
+    _, _, benchmark = _open(config, workdir)
+    counts = write_documents(benchmark.documents, folder)
+    return f"{folder}: {', '.join(f'{name} with {count} records' for name, count in counts.items())}"
+
+
+def _open(config: Config, workdir: pathlib.Path) -> tuple[Config, Dataset, Benchmark]:
+    """Returns the config with what the data says, the data and what is asked of them."""
+    make_folder(workdir)
+    data, dataset = open_dataset(config.data, workdir)
+    config = dataclasses.replace(config, data=data)
+    return config, dataset, build(dataset, config, config.eval.max_queries)
 
 
 def _score(
@@ -178,7 +209,7 @@ def _score(
         (workdir / name).unlink(missing_ok=True)
     with writer(workdir / PREDICTIONS) as write:
         results = measure(write=write)
-    write_json(results, workdir / RESULTS)
+    whole_file.write_json(workdir / RESULTS, results)
     return results
 
 
@@ -197,6 +228,18 @@ def _baselines(given: tuple[tuple[str, str], ...]) -> dict[str, str]:
         raise ConfigError(f"--baselines: {unknown[0]!r} is not known; there are {', '.join(NAMES)}")
     if len(dict(given)) < len(given):
         raise ConfigError("--baselines: a name is given twice; use a work folder for each of two folders of a kind")
+    return dict(given)
+
+
+def _embeddings(given: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    for name, _ in given:
+        if name in (MODEL, COLOR_HISTOGRAM, *NAMES) or not name.replace("-", "").isidentifier():
+            raise ConfigError(
+                f"--embeddings: {name!r} cannot be the name of a method: letters, digits, - and _, and none of "
+                f"{', '.join((MODEL, COLOR_HISTOGRAM, *NAMES))}"
+            )
+    if len(dict(given)) < len(given):
+        raise ConfigError("--embeddings: a name is given twice")
     return dict(given)
 
 
@@ -248,6 +291,8 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = FLAGS.string("workdir", None, "folder for results, predictions and embeddings")
 MODEL_FOLDER = FLAGS.string("model", None, "folder of the model: Hugging Face, converted, or a training run's")
 BASELINES = FLAGS.list("baselines", [], f"NAME=DIR of models to compare with; the names are {', '.join(NAMES)}")
+EMBEDDINGS_FOLDERS = FLAGS.list("embeddings", [], "NAME=DIR of vectors that another system made of --documents")
+DOCUMENTS = FLAGS.string("documents", None, "only write what another system must embed to this folder")
 DTYPE = FLAGS.enum("dtype", None, DTYPES, "of the model's weights and computation; by default the checkpoint's")
 MAX_PIXELS = FLAGS.integer("max_pixels", None, "larger pictures are scaled down to it; by default each model's own")
 TORCH_DEVICE = FLAGS.string("torch_device", "cpu", "where baselines run: cpu, cuda, cuda:1")
