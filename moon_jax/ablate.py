@@ -38,13 +38,12 @@ from moon_jax import train
 from moon_jax.command_flags import CommandFlags
 from moon_jax.config import Config, ConfigError, TrainConfig, to_dict
 from moon_jax.config_ablations import FULL, variants
-from moon_jax.data import sources
+from moon_jax.data import sources, whole_file
 from moon_jax.evaluation import ablation, ablation_figure
 from moon_jax.evaluation.choices import TASKS
-from moon_jax.evaluation.results import write_json
 from moon_jax.parallel.agreement import STOPPED
 from moon_jax.parallel.mesh import make_mesh
-from moon_jax.parallel.processes import meet, together
+from moon_jax.parallel.processes import meet, say, together
 from moon_jax.training.inputs import drawn, make_folder
 
 RESULT = "result.json"
@@ -125,7 +124,7 @@ def run(chosen: Mapping[str, Config], seeds: int, workdir: pathlib.Path) -> dict
     _check_same_data(done, configs, folders)
     for number, job in enumerate(jobs, 1):
         if done[job] is None:
-            _say(f"{job[0]}, seed {job[1].seed}: run {number} of {len(jobs)}, in {folders[job]}")
+            say(f"{job[0]}, seed {job[1].seed}: run {number} of {len(jobs)}, in {folders[job]}")
             done[job] = _train(job[0], configs[job], folders[job])
         if done[job] is None:
             return None
@@ -140,9 +139,9 @@ def run(chosen: Mapping[str, Config], seeds: int, workdir: pathlib.Path) -> dict
     }
     text = ablation.table(summary)
     if jax.process_index() == 0:
-        write_json(summary, workdir / "ablation.json")
-        (workdir / "ablation.csv").write_text(ablation.to_csv(summary), encoding="utf-8")
-        (workdir / "ablation.txt").write_text(text + "\n", encoding="utf-8")
+        whole_file.write_json(workdir / "ablation.json", summary)
+        whole_file.write_text(workdir / "ablation.csv", ablation.to_csv(summary))
+        whole_file.write_text(workdir / "ablation.txt", text + "\n")
         ablation_figure.write(summary, workdir / "ablation.png", _title(summary))
         print(text)
         print(f"\nwritten to {workdir}/ablation.txt, .json, .csv, .png and .svg")
@@ -163,7 +162,7 @@ def _train(name: str, config: Config, folder: pathlib.Path) -> dict[str, Any] | 
     kept = {key: results[key] for key in ("about", "config", "data", "counts", "metrics")}
     result = json.loads(json.dumps({"config": to_dict(config), "seconds": seconds, "results": kept}))
     if jax.process_index() == 0:
-        write_json(result, folder / RESULT)
+        whole_file.write_json(folder / RESULT, result)
     return result
 
 
@@ -235,11 +234,6 @@ def _changes(full: Config, config: Config) -> dict[str, Any]:
 def _title(summary: Mapping[str, Any]) -> str:
     budget, seeds = summary["budget"], len(summary["seeds"])
     return f"{summary['name']}: {budget['train.steps']:,} steps of {budget['train.batch_size']} triplets, {seeds} seeds"
-
-
-def _say(message: str) -> None:
-    if jax.process_index() == 0:
-        print(message, file=sys.stderr, flush=True)
 
 
 FLAGS = CommandFlags(__name__)

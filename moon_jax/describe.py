@@ -26,13 +26,12 @@ from absl import app, flags, logging
 from moon_jax.command_flags import CommandFlags, pairs
 from moon_jax.config import ConfigError, DataConfig
 from moon_jax.config_rules import FORMATS
-from moon_jax.data import sources, summary, tokenizer
+from moon_jax.data import sources, summary, tokenizer, whole_file
 from moon_jax.data.contact_sheet import chart, contact_sheet, lacks_chinese
 from moon_jax.data.histogram import Histogram
 from moon_jax.data.policy import printable
 from moon_jax.data.records import DataError, Dataset
 from moon_jax.data.sources import guess
-from moon_jax.evaluation.results import write_json
 
 MOST_ATTRIBUTES = 20  # that the terminal shows; describe.json has all
 
@@ -95,7 +94,7 @@ def _write(folder: pathlib.Path, found: dict[str, Any], histograms: Sequence[His
     folder.mkdir(parents=True, exist_ok=True)
     cells, columns = summary.cells(dataset, SHEET.value)
     captions = [{"heading": c.heading, "caption": c.caption, "picture": c.image and str(c.image.path)} for c in cells]
-    write_json(found | {"contact_sheet": captions}, folder / "describe.json")
+    whole_file.write_json(folder / "describe.json", found | {"contact_sheet": captions})
     written = ["describe.json"]
     if histograms:
         chart(histograms).save(folder / "histograms.png")

@@ -52,7 +52,7 @@ from moon_jax.data.tokenizer import TokenizerError
 from moon_jax.encoder import DTYPES, from_pretrained, with_max_pixels
 from moon_jax.evaluation.grounding import iou
 from moon_jax.parallel.mesh import make_mesh, parse_mesh
-from moon_jax.parallel.processes import meet, together
+from moon_jax.parallel.processes import meet, say, together
 from moon_jax.training.detector import Detector
 from moon_jax.training.pretrained import Pretrained, open_pretrained
 from moon_jax.weights.source import WeightsError, fingerprint
@@ -97,7 +97,7 @@ def run() -> None:
         pathlib.Path(OUTPUT.value).expanduser().absolute(), _identity(found, questions, folder, dict(mesh.shape))
     )
     if output.done:
-        _say(f"{output.path} is finished already: {output.settings.name} says how")
+        say(f"{output.path} is finished already: {output.settings.name} says how")
         return
     encoder = from_pretrained(found, mesh, DTYPE.value, progress=True)
     detector = Detector(encoder.config, mesh, encoder.tokenizer, encoder.head)
@@ -231,11 +231,6 @@ def _identity(
         "mesh": mesh,
         "shipped": SHIPPED_BOXES.value,
     }
-
-
-def _say(message: str) -> None:
-    if jax.process_index() == 0:
-        print(message, file=sys.stderr)
 
 
 FLAGS = CommandFlags(__name__)

@@ -41,7 +41,7 @@ from moon_jax.data.tokenizer import TokenizerError
 from moon_jax.data.vector_file import SETTINGS, VECTORS, VectorFile
 from moon_jax.encoder import DTYPES, Encoder, from_pretrained, with_max_pixels
 from moon_jax.parallel.mesh import make_mesh, parse_mesh
-from moon_jax.parallel.processes import meet, together
+from moon_jax.parallel.processes import meet, say, together
 from moon_jax.training.embedder import EmbeddingError, window_documents
 from moon_jax.training.pretrained import Pretrained, open_pretrained
 from moon_jax.weights.source import WeightsError, fingerprint
@@ -79,7 +79,7 @@ def run() -> None:
     scan = file.scan()
     check_share(scan.bad, scan, ON_ERROR.value, MAX_SKIPPED_SHARE.value)
     if reader.store is not None:
-        _say(f"{reader.looked_up[True]} of {reader.looked_up.total()} pictures are in the image store")
+        say(f"{reader.looked_up[True]} of {reader.looked_up.total()} pictures are in the image store")
 
     identity = _identity(found, scan, dict(mesh.shape))
     if reader.store is not None:
@@ -89,7 +89,7 @@ def run() -> None:
     folder = pathlib.Path(OUTPUT.value).expanduser().absolute()
     output = VectorFile(folder, identity, scan.records, found.spec.model.text.hidden_size)
     if output.done:
-        _say(f"{folder} is finished already: {SETTINGS} says how")
+        say(f"{folder} is finished already: {SETTINGS} says how")
         return
     _warn(found, scan)
     encoder = from_pretrained(found, mesh, DTYPE.value, progress=True)
@@ -104,7 +104,7 @@ def run() -> None:
     finally:
         output.close()
     skipped = len(scan.bad | output.skipped)
-    _say(f"{scan.records} records, {skipped} of them skipped: {folder / VECTORS}")
+    say(f"{scan.records} records, {skipped} of them skipped: {folder / VECTORS}")
 
 
 def _embed(encoder: Encoder, file: RecordFile, scan: Scan, window: int, output: VectorFile) -> None:
@@ -169,16 +169,11 @@ def _settings(path: pathlib.Path, scan: Scan, output: VectorFile, kind: str) -> 
 
 def _warn(found: Pretrained, scan: Scan) -> None:
     if KIND.value == "plain" and {found.spec.data.prompt, found.spec.data.query_prompt} != {PLAIN}:
-        _say("this model has prompts of its own: --kind=item or --kind=query puts them around the records")
+        say("this model has prompts of its own: --kind=item or --kind=query puts them around the records")
     if scan.repeated_ids:
-        _say(f"{scan.repeated_ids} records have an id that an earlier record has")
+        say(f"{scan.repeated_ids} records have an id that an earlier record has")
     for what, count in scan.unread.items():
-        _say(f"{count} items have {what}, which this model does not read")
-
-
-def _say(message: str) -> None:
-    if jax.process_index() == 0:
-        print(message, file=sys.stderr)
+        say(f"{count} items have {what}, which this model does not read")
 
 
 FLAGS = CommandFlags(__name__)

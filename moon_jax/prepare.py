@@ -30,7 +30,7 @@ from absl import app, flags, logging
 from moon_jax.command_flags import CommandFlags, pairs
 from moon_jax.config import ConfigError, DataConfig
 from moon_jax.config_rules import FORMATS
-from moon_jax.data import sources
+from moon_jax.data import sources, whole_file
 from moon_jax.data.benchmark import output as folders
 from moon_jax.data.benchmark import report as reports
 from moon_jax.data.benchmark.build import Settings, build
@@ -41,7 +41,6 @@ from moon_jax.data.benchmark.log_file import Columns
 from moon_jax.data.benchmark.purchases import Window
 from moon_jax.data.records import DataError
 from moon_jax.data.sources import guess
-from moon_jax.evaluation.results import write_json
 
 
 def main(argv: list[str]) -> None:
@@ -87,7 +86,7 @@ def run() -> None:
         report["settings"] = dataclasses.asdict(settings) | {
             "test_share": TEST_SHARE.value, "engine": ENGINE.value, "miner": MINER.value,
         }  # fmt: skip
-        write_json(folders.STAMP | report, folder / folders.REPORT)
+        whole_file.write_json(folder / folders.REPORT, folders.STAMP | report)
     print(reports.text(report))
     share = "" if TEST_SHARE.value == DataConfig().unseen_share else f" --config.data.unseen_share={TEST_SHARE.value:g}"
     print(f"\n{output}: train with --config.data.format=jsonl --config.data.path={OUTPUT.value}{share}")

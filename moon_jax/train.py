@@ -33,12 +33,12 @@ from ml_collections import config_flags
 
 from moon_jax.command_flags import CommandFlags
 from moon_jax.config import Config, ConfigError, resolve, to_dict
-from moon_jax.data import catalogue, tokenizer
+from moon_jax.data import catalogue, tokenizer, whole_file
 from moon_jax.data.grounding_batches import GroundingBatches
 from moon_jax.data.pipeline import HOST_COUNTS, TrainBatches, stream
 from moon_jax.data.records import DataError, Dataset, training_texts
 from moon_jax.evaluation import expert_load, grounding, tasks
-from moon_jax.evaluation.results import table, write_json
+from moon_jax.evaluation.results import table
 from moon_jax.models.attention import check_attention
 from moon_jax.moe.dispatch import check_strategy
 from moon_jax.moe.router_stats import shortened
@@ -135,7 +135,7 @@ def run(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
             state = trainer.init(config.train.seed) if start.source is None else trainer.start(start.source)
         first, last = int(state.step), config.train.steps
         if first == 0 and jax.process_index() == 0:
-            write_json(meta["config"], workdir / "config.json")
+            whole_file.write_json(workdir / "config.json", meta["config"])
         with (
             StopOnSignal(mesh) as stop,
             Log(workdir, config.train.steps, first, triplets_per_step=config.train.batch_size) as log,
@@ -233,7 +233,7 @@ def _train_tokenizer(folder: pathlib.Path, dataset: Dataset, vocab_size: int) ->
     if not note.exists() or json.loads(note.read_text()) != wanted:
         note.unlink(missing_ok=True)
         tokenizer.train_bpe(training_texts(dataset), folder, vocab_size)
-        write_json(wanted, note)  # last: a folder without it is trained again
+        whole_file.write_json(note, wanted)  # last: a folder without it is trained again
 
 
 def _check_same_run(saved: dict[str, Any], meta: dict[str, Any], folder: Any) -> None:
@@ -308,7 +308,8 @@ def _evaluate(
         },
     )
     if jax.process_index() == 0:
-        write_json(results, workdir / "eval" / f"{step}.json")
+        (workdir / "eval").mkdir(exist_ok=True)
+        whole_file.write_json(workdir / "eval" / f"{step}.json", results)
         if metrics.keys() >= expert_load.NEEDS:
             expert_load.write(metrics, workdir / "expert_load.png", f"expert load in step {step} of {config.name}")
     log.write_evaluation(step, results["metrics"])

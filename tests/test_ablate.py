@@ -106,6 +106,7 @@ def trained(monkeypatch):
     done = []
 
     def run(config, folder):
+        folder.mkdir(parents=True, exist_ok=True)
         done.append((folder, config))
         return invented(config)
 

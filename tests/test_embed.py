@@ -17,7 +17,6 @@ import moon_jax
 from moon_jax import embed
 
 ROOT = pathlib.Path(moon_jax.__file__).parents[1]
-PIXELS = {"min_pixels": 6 * 6, "max_pixels": 30 * 30, "patch_size": 3, "merge_size": 2}
 OUTPUTS = ("embeddings.npy", "ids.json", "settings.json")
 
 
@@ -26,9 +25,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tiny_hf.write(tmp_path_factory.mktemp("hf") / "model")
-    (folder / "preprocessor_config.json").write_text(json.dumps(PIXELS))
-    return folder
+    return tiny_hf.write(tmp_path_factory.mktemp("hf") / "model", max_pixels=30 * 30)
 
 
 def write_records(folder, records, ending="\n"):

@@ -19,7 +19,6 @@ from moon_jax.data.store_pack import pack
 from moon_jax.data.store_writer import Part
 from moon_jax.parallel.mesh import make_mesh
 
-PIXELS = {"min_pixels": 6 * 6, "max_pixels": 30 * 30, "patch_size": 3, "merge_size": 2}
 URL = "https://shop.example/c.png"
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -27,9 +26,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tiny_hf.write(tmp_path_factory.mktemp("hf") / "model")
-    (folder / "preprocessor_config.json").write_text(json.dumps(PIXELS))
-    return folder
+    return tiny_hf.write(tmp_path_factory.mktemp("hf") / "model", max_pixels=30 * 30)
 
 
 @pytest.fixture(scope="module")

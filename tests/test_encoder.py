@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 import logging
 import os
 import pathlib
@@ -23,7 +22,6 @@ from moon_jax.parallel.mesh import make_mesh
 from moon_jax.training import embedder
 from moon_jax.weights.source import WeightsError
 
-PIXELS = {"min_pixels": 6 * 6, "max_pixels": 60 * 60, "patch_size": 3, "merge_size": 2}  # 6 x 6 px are a token
 SIZES = [(40, 31), (59, 60), (12, 7), (90, 33), (6, 6), (200, 20)]
 
 
@@ -32,8 +30,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tiny_hf.write(tmp_path_factory.mktemp("hf") / "model")
-    (folder / "preprocessor_config.json").write_text(json.dumps(PIXELS))
+    folder = tiny_hf.write(tmp_path_factory.mktemp("hf") / "model", max_pixels=60 * 60)
     rng = np.random.default_rng(0)
     for number, (height, width) in enumerate(SIZES):
         noise = rng.integers(0, 255, (height, width, 3)).astype(np.uint8)

@@ -23,14 +23,10 @@ from moon_jax.weights.folder import assets as folder_assets
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-PIXELS = {"min_pixels": 6 * 6, "max_pixels": 12 * 12, "patch_size": 3, "merge_size": 2}
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tiny_hf.write(tmp_path_factory.mktemp("hf") / "model")
-    (folder / "preprocessor_config.json").write_text(json.dumps(PIXELS))
-    return folder
+    return tiny_hf.write(tmp_path_factory.mktemp("hf") / "model", max_pixels=12 * 12)
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +111,7 @@ def test_embedded_anew_on_eight_devices_the_files_are_the_same(first, model, con
 
 def test_another_model_has_embeddings_of_its_own(first, config, one_device, tmp_path):
     results = first[1]
-    other = tiny_hf.write(tmp_path / "other", seed=1)
-    (other / "preprocessor_config.json").write_text(json.dumps(PIXELS))
+    other = tiny_hf.write(tmp_path / "other", seed=1, max_pixels=12 * 12)
     models = {"weights": embedded.open_model(other), "pixels": embedded.open_model(other, max_pixels=100)}
     models["dtype"] = embedded.open_model(other, dtype="float32")
     fingerprints = {name: found.about["fingerprint"] for name, found in models.items()}

@@ -1,6 +1,7 @@
 """A tiny Hugging Face checkpoint that can be trained from: weights, config.json and a tokenizer that fits them."""
 
 import functools
+import json
 import pathlib
 import sys
 
@@ -30,8 +31,10 @@ def tensors(seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-def write(folder: pathlib.Path, seed: int = 0, dtype: str = "float32", tied: bool = True) -> pathlib.Path:
-    """Writes the checkpoint and returns its folder."""
+def write(
+    folder: pathlib.Path, seed: int = 0, dtype: str = "float32", tied: bool = True, max_pixels: int | None = None
+) -> pathlib.Path:
+    """Writes the checkpoint and returns its folder; with `max_pixels`, pictures are read from 6 x 6 px (a token) up."""
     folder.mkdir(parents=True)
     words = tokenizer.train_bpe(_texts(), folder, VOCAB)
     ids = {
@@ -43,4 +46,7 @@ def write(folder: pathlib.Path, seed: int = 0, dtype: str = "float32", tied: boo
     config = tiny_checkpoint.flat_config(vocab_size=VOCAB, tie_word_embeddings=tied, **ids)
     head = {} if tied else {"lm_head.weight": np.ones((VOCAB, 24), np.float32)}
     tiny_checkpoint.write(folder, tensors(seed) | head, config, dtype=dtype)
+    if max_pixels is not None:
+        pixels = {"min_pixels": 6 * 6, "max_pixels": max_pixels, "patch_size": 3, "merge_size": 2}
+        (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
     return folder

@@ -8,13 +8,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from moon_jax.data import store_refs
+from moon_jax.data import store_refs, whole_file
 from moon_jax.data.grounding import Question
 from moon_jax.data.grounding_answers import PARSED, WHOLE, Found
 from moon_jax.data.identity import differences
 from moon_jax.data.records import Box, DataError, ImageSource
-from moon_jax.data.sources.boxes import UNFINISHED
 from moon_jax.data.store import PackedImage, open_store
+from moon_jax.data.whole_file import UNFINISHED
 
 COMMIT_SECONDS = 2.0  # at most so much work is lost with the power, and only the batch under way with the process
 
@@ -116,9 +116,7 @@ class BoxFile:
         self._file = -1
 
     def _write_settings(self, summary: Mapping[str, Any]) -> None:
-        unfinished = self.settings.with_name(self.settings.name + UNFINISHED)
-        unfinished.write_text(json.dumps({"identity": self._identity, **summary}, indent=1, ensure_ascii=False) + "\n")
-        unfinished.replace(self.settings)
+        whole_file.write_json(self.settings, {"identity": self._identity, **summary})
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Yields all lines that are there."""

@@ -21,6 +21,7 @@ from jaxtyping import Bool, UInt64
 from moon_jax.data.records import DataError
 from moon_jax.data.store import FORMAT, INDEX, LINES, RECORDS, ROW, SETTINGS, digests, open_shard, shard_names
 from moon_jax.data.store_encode import Encoded, StoreSettings
+from moon_jax.data.whole_file import sync
 
 SHARD_PICTURES = 1024
 _STORE_ANEW = "remove the two files of this shard and run the command again: its pictures are then stored anew"
@@ -84,7 +85,7 @@ class Shard:
         if not self._lines:
             self._writing.unlink()
             return
-        _sync(self._writing)
+        sync(self._writing)
         self._writing.rename(f"{self._base}{RECORDS}")
         write_whole(pathlib.Path(f"{self._base}{LINES}"), "".join(self._lines).encode("utf-8", "replace"))
 
@@ -188,7 +189,7 @@ def _seal(folder: pathlib.Path) -> dict[str, Any]:
     table_name = f"index-{digest[:16]}.npy"
     with (folder / f".{table_name}").open("wb") as file:
         np.save(file, rows)
-    _sync(folder / f".{table_name}")
+    sync(folder / f".{table_name}")
     (folder / f".{table_name}").rename(folder / table_name)
     settings = _settings(folder)
     about = {"rows": table_name, "sha256": digest, "pictures": len(rows), "bytes": counts["bytes"], "shards": names}
@@ -229,7 +230,10 @@ class Journal:
 
 
 def write_whole(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file that has its name only when all of it is on the disk."""
+    """Writes a file that has its name only when all of it is on the disk.
+
+    Unlike in `whole_file` its first name is its own: without locks, several machines may write the same file at once.
+    """
     writing = path.with_name(f".{path.name}.unfinished-{uuid.uuid4().hex}")
     with writing.open("wb") as file:
         file.write(content)
@@ -273,11 +277,3 @@ def _lines(folder: pathlib.Path, name: str) -> Iterator[dict[str, Any]]:
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{path}:{number}: is damaged ({error!r}); {_STORE_ANEW}") from error
             yield said
-
-
-def _sync(path: pathlib.Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

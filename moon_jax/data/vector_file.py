@@ -7,17 +7,18 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TextIO
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int
 
+from moon_jax.data import whole_file
 from moon_jax.data.identity import differences
 from moon_jax.data.records import DataError
+from moon_jax.data.whole_file import UNFINISHED
 
 VECTORS, IDS, SETTINGS, PROGRESS = "embeddings.npy", "ids.json", "settings.json", "progress.json"
-UNFINISHED = ".unfinished"
 COMMIT_SECONDS = 2.0  # at most so much work is lost (and the batch under way)
 
 
@@ -159,7 +160,7 @@ class VectorFile:
         os.fsync(self._file)
         window, batch = position
         progress = {"window": window, "batch": batch, "skipped": self.skipped, "counts": self.counts}
-        self._write_json(PROGRESS, {"identity": self._identity, **progress})
+        whole_file.write_json(self._folder / PROGRESS, {"identity": self._identity, **progress})
         self._committed = time.monotonic()
 
     def finish(
@@ -174,11 +175,11 @@ class VectorFile:
         """
         if self._file >= 0:
             self._commit(self.position)
-        with self._replacing(IDS) as file:
-            file.write("[")
+        with whole_file.writing(self._folder / IDS) as file:
+            file.write(b"[")
             for number, given in enumerate(ids):
-                file.write(f"{',' if number else ''}\n{json.dumps(given, ensure_ascii=False)}")
-            file.write("\n]\n")
+                file.write(f"{',' if number else ''}\n{json.dumps(given, ensure_ascii=False)}".encode())
+            file.write(b"\n]\n")
         if self._file >= 0:
             rows = np.array(sorted({*self.skipped, *never_written}), np.int64)
             self._put(rows, np.full((len(rows), self._width), np.nan, np.float32))
@@ -186,7 +187,7 @@ class VectorFile:
             os.close(self._file)
             self._file = -1
             os.replace(self._folder / (VECTORS + UNFINISHED), self._folder / VECTORS)
-        self._write_json(SETTINGS, {**settings, "identity": self._identity})
+        whole_file.write_json(self._folder / SETTINGS, {**settings, "identity": self._identity})
         (self._folder / PROGRESS).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -196,19 +197,3 @@ class VectorFile:
                 with contextlib.suppress(OSError):
                     os.close(descriptor)
         self._file = self._lock = -1
-
-    def _write_json(self, name: str, values: Mapping[str, Any]) -> None:
-        with self._replacing(name) as file:
-            json.dump(values, file, indent=1, ensure_ascii=False, allow_nan=False)
-            file.write("\n")
-
-    @contextlib.contextmanager
-    def _replacing(self, name: str) -> Iterator[TextIO]:
-        """Gives a file that takes its name when it is whole, before and after a loss of power."""
-        unfinished = self._folder / (name + UNFINISHED)
-        with unfinished.open("w", encoding="utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, self._folder / name)
-        os.fsync(self._lock)

@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from moon_jax.data import whole_file
+
 _FULL, _OTHER, _DOT, _SEED = "#1f5673", "#a9c3d1", "#0b2430", "#ffffff"
 
 
@@ -23,10 +25,8 @@ def write(summary: Mapping[str, Any], path: pathlib.Path, title: str = "") -> No
     with mpl.rc_context({"svg.hashsalt": "moon_jax", "svg.fonttype": "none"}):
         drawn = figure(summary, title)
         for kind, settings in (("png", {"dpi": 130}), ("svg", {"metadata": {"Date": None}})):
-            target = path.with_suffix(f".{kind}")
-            unfinished = target.with_name(f"{target.name}.unfinished")
-            drawn.savefig(unfinished, format=kind, **settings)
-            unfinished.replace(target)
+            with whole_file.writing(path.with_suffix(f".{kind}")) as file:
+                drawn.savefig(file, format=kind, **settings)
 
 
 def figure(summary: Mapping[str, Any], title: str = "") -> Figure:

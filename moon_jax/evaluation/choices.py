@@ -5,10 +5,11 @@ import functools
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from moon_jax.config import Role
+from moon_jax.config_rules import EVAL_TASKS
 from moon_jax.data.documents import attribute_text, category_text
 from moon_jax.data.records import Labelled
 
-TASKS = RETRIEVAL, CLASSIFICATION, ATTRIBUTES = "retrieval", "classification", "attributes"
+TASKS = RETRIEVAL, CLASSIFICATION, ATTRIBUTES = EVAL_TASKS
 DEEPEST = "deepest"  # the level of a category that a product is filed under, however deep: the answer of `by: {}`
 LEVELS = ("industry", "1", "2", "3", "4")  # names of the first, second, ... entry of a category
 

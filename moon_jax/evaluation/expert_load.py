@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from moon_jax.evaluation import results
+from moon_jax.data import whole_file
 from moon_jax.moe.router_stats import ROLES
 from moon_jax.moe.routing import CATEGORY_EXPERT, attribute_expert, general_experts
 
@@ -31,12 +31,11 @@ def write(metrics: Mapping[str, Any], path: str | os.PathLike[str], title: str =
         title: stands above all.
     """
     path = pathlib.Path(path)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    figure(metrics, title).savefig(unfinished, format="png", dpi=110)
-    unfinished.replace(path)
+    with whole_file.writing(path) as file:
+        figure(metrics, title).savefig(file, format="png", dpi=110)
     numbers = {name: np.asarray(metrics[name]).tolist() for name in sorted(NEEDS)}
     about = {"title": title, "roles": [role.name.lower() for role in ROLES]}
-    results.write_json(about | numbers, path.with_suffix(".json"))
+    whole_file.write_json(path.with_suffix(".json"), about | numbers)
 
 
 def figure(metrics: Mapping[str, Any], title: str = "") -> Figure:

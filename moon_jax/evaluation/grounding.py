@@ -13,10 +13,10 @@ from moon_jax.data.grounding import KINDS, Question, listing_questions, query_qu
 from moon_jax.data.grounding_answers import PARSED, UNREADABLE, Found
 from moon_jax.data.picture_files import ImageError, upright_size
 from moon_jax.data.records import Box, Dataset
+from moon_jax.evaluation.benchmark import SETS
 from moon_jax.evaluation.results import align
+from moon_jax.evaluation.tasks import MODEL
 
-SETS = ("seen", "unseen")
-MODEL = "model"
 GOOD_IOU = 0.5
 
 Detect = Callable[[Sequence[Question]], Sequence[Found]]

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from moon_jax.data import whole_file
 from moon_jax.evaluation.benchmark import Benchmark
 from moon_jax.evaluation.choices import ATTRIBUTES, CLASSIFICATION, DEEPEST, RETRIEVAL
 from moon_jax.evaluation.ranked import Ranked
@@ -13,16 +14,14 @@ from moon_jax.evaluation.ranked import Ranked
 KEPT = 10  # best candidates of a line
 ATTRIBUTE_LINES = 1000  # of one attribute: every question has a line for each of them, gigabytes for the whole of MBE
 
-Write = Callable[[Mapping[str, Any]], None]
+Write = Callable[[Mapping[str, Any]], Any]
 
 
 @contextlib.contextmanager
 def writer(path: pathlib.Path) -> Iterator[Write]:
     """Gives a function that writes a line; the file is either whole or not there."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
-        yield lambda line: print(json.dumps(line, ensure_ascii=False, allow_nan=False), file=file)
-    unfinished.replace(path)
+    with whole_file.writing(path) as file:
+        yield lambda line: file.write((json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def write_trial(ranked: Ranked, method: str, benchmark: Benchmark, write: Write) -> None:

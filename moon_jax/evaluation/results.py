@@ -1,12 +1,9 @@
-"""Results as text tables and as a file."""
+"""Results as text tables."""
 
-import json
-import os
-import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from moon_jax.evaluation.choices import ATTRIBUTES, CLASSIFICATION, RETRIEVAL
+from moon_jax.evaluation.choices import CLASSIFICATION, RETRIEVAL, TASKS
 
 _CHOICES = ("accuracy", "precision", "recall", "F1")
 
@@ -22,7 +19,7 @@ def table(results: Mapping[str, Any]) -> str:
     if len({row["part"] for row in rows if row["part"]}) == 1:  # the rows over all parts repeat those of the only one
         rows = [row for row in rows if row["part"]]
     tables = []
-    for task in (RETRIEVAL, CLASSIFICATION, ATTRIBUTES):
+    for task in TASKS:
         if of_task := [row for row in rows if row["task"] == task]:
             tables.append(_table(task, of_task))
     for name, loss in results["loss"].items():
@@ -31,19 +28,6 @@ def table(results: Mapping[str, Any]) -> str:
             f" ({loss['negatives']:.1f} negatives per query)"
         )
     return "\n\n".join(tables)
-
-
-def write_json(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Writes the results as JSON; the file is either whole or not there.
-
-    Raises:
-        ValueError: a number is NaN or infinite.
-    """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    unfinished.replace(path)
 
 
 def align(rows: Sequence[Sequence[str]], left: int) -> str:

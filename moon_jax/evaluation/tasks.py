@@ -23,6 +23,7 @@ from moon_jax.evaluation.ranked import RELAXED, Ranked, rank
 from moon_jax.evaluation.rows import Pool, rows_of
 from moon_jax.evaluation.validation_loss import validation_loss
 
+VERSION = 1  # of what the results hold
 MODEL, COLOR_HISTOGRAM = "model", "color_histogram"
 
 Embed = Callable[[Sequence[Document]], np.ndarray]
@@ -131,7 +132,7 @@ def score(
             write_trial(ranked, name, benchmark, write)
         rows += rows_of(_pools(found), name, config.eval)
     results = {
-        "version": 1,
+        "version": VERSION,
         "about": dict(about or {}),
         "config": {group: values for group, values in to_dict(config).items() if group != "mesh"},
         "data": {"fingerprint": dataset.fingerprint, "report": dataset.report},

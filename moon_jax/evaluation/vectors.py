@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float32, Int
 from tqdm import tqdm
 
+from moon_jax.data import whole_file
 from moon_jax.data.documents import Document
 from moon_jax.data.identity import differences
 from moon_jax.data.records import DataError, ImageSource
@@ -290,9 +291,7 @@ class _Files:
 
     def write_about(self, said: Mapping[str, Any]) -> None:
         if not (self._folder / ABOUT).exists():
-            unfinished = self._folder / f"{ABOUT}.unfinished"
-            unfinished.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            unfinished.replace(self._folder / ABOUT)
+            whole_file.write_json(self._folder / ABOUT, said)
 
     def put(self, rows: Int[np.ndarray, " n"], vectors: Float32[np.ndarray, "n d"]) -> None:
         for row, vector in zip(rows.tolist(), np.ascontiguousarray(vectors, "<f4"), strict=True):

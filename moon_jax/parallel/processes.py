@@ -196,6 +196,12 @@ def meet(mesh: Mesh) -> None:
     jax.block_until_ready(meeting(ones))
 
 
+def say(message: str) -> None:
+    """Writes a line to stderr, once for all processes."""
+    if jax.process_index() == 0:
+        print(message, file=sys.stderr, flush=True)
+
+
 def _leave(status: int) -> None:
     """Ends this process without waiting for others."""
     for child in multiprocessing.active_children():

@@ -15,6 +15,8 @@ import numpy as np
 import tensorboardX
 import tqdm
 
+from moon_jax.data import whole_file
+
 _BAR = ("loss", "triplets_per_second")  # what the progress bar shows beside steps and time left
 
 
@@ -171,6 +173,4 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
                 kept.append(text)
         except (ValueError, KeyError, TypeError):
             continue
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text("".join(kept), encoding="utf-8")
-    unfinished.replace(path)
+    whole_file.write_text(path, "".join(kept))

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 from jaxtyping import Shaped
 
+from moon_jax.data.whole_file import sync
 from moon_jax.weights.source import WeightsError
 from moon_jax.weights.tensors import DTYPES, INDEX, SINGLE
 
@@ -148,7 +149,7 @@ class TensorWriter(contextlib.AbstractContextManager):
                 file.flush()
                 os.fsync(file.fileno())
             digests[INDEX] = hashlib.sha256(text).hexdigest()
-        sync_folder(self._folder)
+        sync(self._folder)
         self._digests = digests
 
     def _index(self) -> dict:
@@ -165,15 +166,6 @@ class TensorWriter(contextlib.AbstractContextManager):
             if remove:
                 shard.path.unlink(missing_ok=True)
         self._shards = []
-
-
-def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Waits until the names of the files in a folder are on the disk."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 class _Shard:

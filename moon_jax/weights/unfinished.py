@@ -7,8 +7,8 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
+from moon_jax.data.whole_file import sync
 from moon_jax.weights.source import WeightsError
-from moon_jax.weights.tensor_writer import sync_folder
 
 
 def check_absent(target: str | os.PathLike[str]) -> pathlib.Path:
@@ -46,10 +46,11 @@ def new_folder(target: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     lock = _lock(folder)
     try:
         yield folder
-        _sync(folder)
+        for path in [*folder.iterdir(), folder]:
+            sync(path)
         check_absent(target)  # a folder of that name may have come up meanwhile, and an empty one would be replaced
         folder.rename(target)
-        sync_folder(target.parent)
+        sync(target.parent)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -84,13 +85,3 @@ def _lock(folder: pathlib.Path) -> int:
     except OSError:  # a file system without locks: nobody can be told from a killed one there
         pass
     return descriptor
-
-
-def _sync(folder: pathlib.Path) -> None:
-    for path in folder.iterdir():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    sync_folder(folder)

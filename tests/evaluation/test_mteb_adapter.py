@@ -1,7 +1,6 @@
 """Our encoder in mteb: with its own small tasks where the package is installed, the rest with batches like its own."""
 
 import importlib.util
-import json
 
 import jax
 import numpy as np
@@ -16,15 +15,13 @@ from moon_jax.evaluation.mteb_adapter import MtebEncoder
 from moon_jax.parallel.mesh import make_mesh
 
 HAS_MTEB = importlib.util.find_spec("mteb") is not None
-PIXELS = {"min_pixels": 6 * 6, "max_pixels": 30 * 30, "patch_size": 3, "merge_size": 2}
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    folder = tiny_hf.write(tmp_path_factory.mktemp("hf") / "model")
-    (folder / "preprocessor_config.json").write_text(json.dumps(PIXELS))
+    folder = tiny_hf.write(tmp_path_factory.mktemp("hf") / "model", max_pixels=30 * 30)
     return moon_jax.load(folder, make_mesh(MeshConfig(data=1), jax.devices()[:1]), "float32")
 
 

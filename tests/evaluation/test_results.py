@@ -1,10 +1,6 @@
-"""The results as tables and as a file."""
+"""The results as tables."""
 
-import json
-
-import pytest
-
-from moon_jax.evaluation.results import table, write_json
+from moon_jax.evaluation.results import table
 
 
 def row(task, part, modality, by, method, measures, intervals, size, chance, queries=12, lacking=0):
@@ -56,13 +52,3 @@ def test_table():
 def test_the_rows_over_all_parts_are_left_out_where_there_is_one_part():
     shown = table(RESULTS | {"rows": [RESULTS["rows"][0], RESULTS["rows"][3]], "loss": {}}).splitlines()
     assert [line.split()[1] for line in shown[1:]] == ["shoes"]
-
-
-def test_write_json_is_whole_or_not_there(tmp_path):
-    path = tmp_path / "deep" / "results.json"
-    write_json(RESULTS, path)
-    assert json.loads(path.read_text()) == RESULTS
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json({"loss": float("nan")}, path)
-    assert json.loads(path.read_text()) == RESULTS
-    assert [p.name for p in path.parent.iterdir()] == ["results.json"]

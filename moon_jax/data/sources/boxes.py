@@ -17,8 +17,7 @@ from moon_jax.data import store_refs
 from moon_jax.data.records import Box, DataError, Dataset, ImageRef, replace_images
 from moon_jax.data.sources import lines
 from moon_jax.data.sources.lines import Reading, RecordError
-
-UNFINISHED = ".unfinished"  # ends the name of a file of boxes while it is being written
+from moon_jax.data.whole_file import UNFINISHED
 
 
 def fill(dataset: Dataset, config: DataConfig, folder: pathlib.Path) -> Dataset:

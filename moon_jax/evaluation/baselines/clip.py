@@ -5,8 +5,6 @@ from typing import Any
 
 import torch
 import transformers
-from jaxtyping import Float
-from PIL import Image
 
 from moon_jax.evaluation.baselines.folder import BaselineError
 from moon_jax.evaluation.baselines.two_towers import RULES, TwoTowers
@@ -61,15 +59,3 @@ class Clip(TwoTowers):
         ids, cut = self._words.encode(text, self._tokens - 2)
         ids = [self._words[START], *ids, self._words[END]]
         return ids + [self._words[END]] * (self._tokens - len(ids)), cut
-
-    def pixels(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
-        """Returns {"pixel_values": [n, 3, side, side]}."""
-        return {"pixel_values": self._pictures(images=pictures, return_tensors="pt")["pixel_values"]}
-
-    def text_vectors(self, ids: torch.Tensor) -> Float[torch.Tensor, "n d"]:
-        """Returns the projected hidden states of the end tokens."""
-        return self.model.get_text_features(input_ids=ids).pooler_output
-
-    def image_vectors(self, tensors: Mapping[str, torch.Tensor]) -> Float[torch.Tensor, "n d"]:
-        """Returns the projected class tokens."""
-        return self.model.get_image_features(**tensors).pooler_output

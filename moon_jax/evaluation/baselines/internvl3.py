@@ -32,11 +32,6 @@ class InternVL3(SequenceModel):
         "source": "MOON, section 3.1 (mean pooling); transformers, InternVLProcessor (tiles); the prompt is ours",
     }
 
-    @property
-    def size(self) -> int:
-        """Width of the vectors."""
-        return self._config.text_config.hidden_size
-
     def set_up(self) -> None:
         """Reads config, tokenizer and picture processor."""
         self._config = config = transformers.InternVLConfig.from_dict(self.folder.config)

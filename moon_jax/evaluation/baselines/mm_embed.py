@@ -70,11 +70,6 @@ class MMEmbed(SequenceModel):
         "source": "arXiv:2411.02571, arXiv:2405.17428; modeling_nvmmembed.py of the model's folder",
     }
 
-    @property
-    def size(self) -> int:
-        """Width of the vectors."""
-        return self._config.text_config.hidden_size
-
     def set_up(self) -> None:
         """Reads config, tokenizer and picture processor."""
         text, latent = self._retriever = _retriever(self.folder)

@@ -21,11 +21,6 @@ class QwenVL(SequenceModel):
     model_class: type
     template: tuple[str, ...] = ()  # further special tokens of the prompt
 
-    @property
-    def size(self) -> int:
-        """Width of the vectors."""
-        return self._config.text_config.hidden_size
-
     def set_up(self) -> None:
         """Reads config, tokenizer and picture processor."""
         self._config = self.config_class.from_dict(self.folder.config)

@@ -45,6 +45,11 @@ class SequenceModel(TorchBaseline):
     pooling = "mean"
     pad_id = 0  # never attended to
 
+    @property
+    def size(self) -> int:
+        """Width of the vectors."""
+        return self._config.text_config.hidden_size
+
     @abc.abstractmethod
     def tokens(self, text: str, pictures: Sequence[Image.Image], kind: str) -> Tokens:
         """Returns the sequence of a text and pictures; `kind` is that of the document ("query", "item", "plain")."""

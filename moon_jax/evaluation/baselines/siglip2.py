@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 import transformers
-from jaxtyping import Float
 from PIL import Image
 
 from moon_jax.evaluation.baselines.two_towers import RULES, TwoTowers
@@ -59,18 +58,6 @@ class Siglip2(TwoTowers):
         ids, cut = self._words.encode(text.lower(), self._tokens - 1)
         ids = [*ids, self._words[END]]
         return ids + [self._words[PAD]] * (self._tokens - len(ids)), cut
-
-    def pixels(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
-        """Returns {"pixel_values": [n, 3, side, side]}."""
-        return {"pixel_values": self._pictures(images=pictures, return_tensors="pt")["pixel_values"]}
-
-    def text_vectors(self, ids: torch.Tensor) -> Float[torch.Tensor, "n d"]:
-        """Returns the projected last places."""
-        return self.model.get_text_features(input_ids=ids).pooler_output
-
-    def image_vectors(self, tensors: Mapping[str, torch.Tensor]) -> Float[torch.Tensor, "n d"]:
-        """Returns the pooled pictures."""
-        return self.model.get_image_features(**tensors).pooler_output
 
 
 class Siglip2NaFlex(Siglip2):

@@ -25,7 +25,7 @@ RULES: Mapping[str, str] = {
 
 
 class TwoTowers(TorchBaseline):
-    """A dual encoder. A subclass gives the ids of a text, the tensors of pictures, and calls the model for each."""
+    """A dual encoder. A subclass gives the ids of a text, and what else differs from the calls of CLIP."""
 
     rules = RULES
 
@@ -33,17 +33,17 @@ class TwoTowers(TorchBaseline):
     def text_ids(self, text: str) -> tuple[list[int], bool]:
         """Returns the ids, always as many, and whether the text was cut."""
 
-    @abc.abstractmethod
     def pixels(self, pictures: list[Image.Image]) -> dict[str, torch.Tensor]:
-        """Returns the tensors of pictures, as `image_vectors` takes them."""
+        """Returns {"pixel_values": [n, 3, side, side]}, or what else `image_vectors` takes."""
+        return {"pixel_values": self._pictures(images=pictures, return_tensors="pt")["pixel_values"]}
 
-    @abc.abstractmethod
     def text_vectors(self, ids: torch.Tensor) -> Float[torch.Tensor, "n d"]:
         """Returns the text encoder's vectors."""
+        return self.model.get_text_features(input_ids=ids).pooler_output
 
-    @abc.abstractmethod
     def image_vectors(self, tensors: Mapping[str, torch.Tensor]) -> Float[torch.Tensor, "n d"]:
         """Returns the picture encoder's vectors."""
+        return self.model.get_image_features(**tensors).pooler_output
 
     def read(self, documents: Sequence[Document]) -> Inputs:
         """Returns the batch; see `TorchBaseline`."""

@@ -20,18 +20,10 @@ TEXT = Document((), (Segment(Role.TITLE, "a red mug"),))
 torch_only = pytest.mark.torch
 
 
-@pytest.fixture(scope="module")
-def originals(tmp_path_factory):
-    import tiny_baselines
-
-    root = tmp_path_factory.mktemp("originals")
-    return {name: tiny_baselines.write(name, root / name) for name in ("clip", "gme", "mm_embed", "siglip2")}
-
-
 @pytest.fixture
-def copy(originals, tmp_path):
+def copy(folders, tmp_path):
     """Gives a copy of a tiny folder, to be damaged."""
-    return lambda name: shutil.copytree(originals[name], tmp_path / name, dirs_exist_ok=True)
+    return lambda name: shutil.copytree(folders[name], tmp_path / name, dirs_exist_ok=True)
 
 
 def change(folder, **values):
@@ -119,15 +111,15 @@ def test_weights_that_do_not_fit(copy):
 
 
 @torch_only
-def test_what_old_and_headless_checkpoints_hold(copy, originals):
+def test_what_old_and_headless_checkpoints_hold(copy, folders):
     """Buffers that are computed today; GME's own class has no head."""
     folder = copy("clip")
     rewrite(folder, lambda weights: weights.update({"text_model.embeddings.position_ids": np.arange(20)[None]}))
-    np.testing.assert_array_equal(*(open_baseline("clip", f).embed([TEXT]) for f in (folder, originals["clip"])))
+    np.testing.assert_array_equal(*(open_baseline("clip", f).embed([TEXT]) for f in (folder, folders["clip"])))
     folder = copy("gme")
     rewrite(folder, lambda weights: weights.pop("lm_head.weight", None))
     change(folder, tie_word_embeddings=False)
-    np.testing.assert_array_equal(*(open_baseline("gme", f).embed([TEXT]) for f in (folder, originals["gme"])))
+    np.testing.assert_array_equal(*(open_baseline("gme", f).embed([TEXT]) for f in (folder, folders["gme"])))
 
 
 @torch_only
@@ -218,8 +210,8 @@ def test_saved_vectors_need_no_weights(copy):
 
 
 @torch_only
-def test_fingerprint(copy, originals):
-    first = open_baseline("clip", originals["clip"]).fingerprint
+def test_fingerprint(copy, folders):
+    first = open_baseline("clip", folders["clip"]).fingerprint
     folder = copy("clip")
     (folder / "README.md").write_text("a card")
     assert open_baseline("clip", folder, batch_size=2).fingerprint == first
@@ -230,7 +222,7 @@ def test_fingerprint(copy, originals):
     preprocessor = folder / "preprocessor_config.json"
     preprocessor.write_text(preprocessor.read_text() + " ")
     others.add(open_baseline("clip", folder).fingerprint)
-    shutil.copy(originals["clip"] / "preprocessor_config.json", folder)
+    shutil.copy(folders["clip"] / "preprocessor_config.json", folder)
     rewrite(folder, lambda weights: weights["text_projection.weight"].fill(0.5))
     others.add(open_baseline("clip", folder).fingerprint)
     assert len(others | {first}) == 5
