@@ -31,7 +31,7 @@ def get_config(arg: str = ""):
     )  # fmt: skip
     c.moe.update(experts=4, top_k=1, gate="softmax_all", capacity_factor=1.25, guided_capacity=0.25, balance_loss=0.01)
     c.loss.temperature = 0.1
-    c.loss.ring_warmup_steps = 150
+    c.loss.ring_warmup_ratio = 5 / 7
     c.train.batch_size = 64
     c.train.steps = 210
     c.train.lr = 2e-3

@@ -36,7 +36,7 @@ def get_config(arg: str = "both"):
     )  # fmt: skip
     c.moe.update(experts=4, top_k=1, gate="softmax_all", capacity_factor=1.25, guided_capacity=0.25, balance_loss=0.01)
     c.loss.temperature = 0.07
-    c.loss.ring_warmup_steps = 800
+    c.loss.ring_warmup_ratio = 0.5
     c.train.batch_size = 32
     c.train.steps = 1600
     c.train.lr = 2e-3

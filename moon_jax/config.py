@@ -76,7 +76,7 @@ class LossConfig:
     )
     temperature: float = 0.05
     ring_batches: int = 2  # k: past global batches whose positives and hard negatives stay as negatives
-    ring_warmup_steps: int = 0  # nothing is kept before this step: a model drawn at random moves too fast at first
+    ring_warmup_ratio: float = 0.0  # nothing is kept in this share of the steps: a model drawn at random moves too fast
     mask_false_negatives: bool = True
     group_size: int = 0  # > 0: negatives only from the query's own group of this many triplets (no_neg ablation)
 

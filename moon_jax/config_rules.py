@@ -51,8 +51,7 @@ def problems_of(c: Config) -> list[str]:
     }  # fmt: skip
     problems += [f"config.{k} must be positive, got {v}" for k, v in positive.items() if not 0 < v < math.inf]
     not_negative = {
-        "loss.ring_batches": loss.ring_batches,
-        "loss.ring_warmup_steps": loss.ring_warmup_steps, "loss.group_size": loss.group_size,
+        "loss.ring_batches": loss.ring_batches, "loss.group_size": loss.group_size,
         "moe.experts": moe.experts, "moe.capacity_factor": moe.capacity_factor,
         "moe.guided_capacity": moe.guided_capacity,
         "moe.router_noise": moe.router_noise, "moe.frozen_router_steps": moe.frozen_router_steps,
@@ -65,7 +64,8 @@ def problems_of(c: Config) -> list[str]:
     }  # fmt: skip
     problems += [f"config.{k} must not be negative, got {v}" for k, v in not_negative.items() if not 0 <= v < math.inf]
     shares = {
-        "train.warmup_ratio": train.warmup_ratio, "data.unseen_share": data.unseen_share,
+        "train.warmup_ratio": train.warmup_ratio, "loss.ring_warmup_ratio": loss.ring_warmup_ratio,
+        "data.unseen_share": data.unseen_share,
         "data.aspect_dropout": data.aspect_dropout, "data.aspect_only": data.aspect_only,
         "data.own_picture": data.own_picture, "data.title_dropout": data.title_dropout,
         "data.max_skipped_share": data.max_skipped_share, "train.b1": train.b1, "train.b2": train.b2,

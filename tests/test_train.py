@@ -70,7 +70,7 @@ def config(products):
         mesh__fsdp=2,
         mesh__expert=2,
         train__steps=10,
-        loss__ring_warmup_steps=2,
+        loss__ring_warmup_ratio=0.2,
         train__log_every=1,
         train__checkpoint_every=100,
         eval__batch_documents=8,

@@ -146,7 +146,7 @@ class Trainer:
         params = join(optax.apply_updates(learning, updates), frozen)
         ring = state.ring
         if ring is not None:
-            warm = state.step >= self.config.loss.ring_warmup_steps
+            warm = state.step >= round(self.config.loss.ring_warmup_ratio * self.config.train.steps)
             ring = jax.tree.map(lambda new, old: jnp.where(warm, new, old), rings.push(ring, entries, products), ring)
         metrics |= {
             "loss": loss,
