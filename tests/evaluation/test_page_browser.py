@@ -185,6 +185,12 @@ def test_charts_say_their_values_to_the_keyboard(browser, report):
     hidden = "document.getElementById('tip').hidden"
     assert tab.ask(hidden)
     tab.press("ArrowRight")
+    place = "document.getElementById('tip').getBoundingClientRect().top"
+    before = tab.ask(f"[scrollY, {place}]")
+    once = "addEventListener('scroll', () => setTimeout(done), { once: true })"
+    tab.ask(f"new Promise(done => {{ {once}; scrollBy({{ top: 40, behavior: 'instant' }}); }})")
+    after = tab.ask(f"[scrollY, {place}]")
+    assert after[0] > before[0] and sum(after) == pytest.approx(sum(before), abs=2)  # it goes with its chart
     tip = tab.ask("document.getElementById('tip').innerText")
     assert {"this model", "clip", "siglip2"} <= set(tip.replace("\n", "\t").split("\t"))
     tab.press("Escape")

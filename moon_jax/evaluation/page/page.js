@@ -22,42 +22,53 @@ function line(left, right, style) {
   }
   return row;
 }
-function show(rows, x, y) {
-  tip.replaceChildren(...rows);
-  tip.hidden = false;
+let follow = null; // where a tip of the keyboard stands: focus scrolls the page, smoothly, after it was shown
+function place([x, y]) {
   const box = tip.getBoundingClientRect();
   tip.style.left = `${Math.max(6, Math.min(x + 14, innerWidth - box.width - 6))}px`;
   tip.style.top = `${y + box.height + 20 > innerHeight ? Math.max(6, y - box.height - 12) : y + 16}px`;
 }
-const hide = () => { tip.hidden = true; };
+function show(rows, at, byKeyboard) {
+  tip.replaceChildren(...rows);
+  tip.hidden = false;
+  follow = byKeyboard ? at : null;
+  place(at());
+}
+const hide = () => { tip.hidden = true; follow = null; };
 const rowsOf = (element) => element.dataset.tip.split("\n").map((text) => line(...text.split("\t")));
 document.addEventListener("pointermove", (event) => {
   const element = event.target.closest?.("[data-tip]");
-  if (element) show(rowsOf(element), event.clientX, event.clientY);
+  if (element) show(rowsOf(element), () => [event.clientX, event.clientY], false);
   else if (!event.target.closest?.(".lines")) hide();
 });
 document.addEventListener("focusin", (event) => {
   if (!event.target.matches("[data-tip]:focus-visible")) return;
-  const box = event.target.getBoundingClientRect();
-  show(rowsOf(event.target), box.left + box.width / 3, box.bottom - 8);
+  const beside = () => {
+    const box = event.target.getBoundingClientRect();
+    return [box.left + box.width / 3, box.bottom - 8];
+  };
+  show(rowsOf(event.target), beside, true);
 });
 document.addEventListener("focusout", hide);
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
-addEventListener("scroll", hide, { passive: true });
+addEventListener("scroll", () => { if (follow) place(follow()); else hide(); }, { passive: true });
 
 // Line charts: a cross hair with the values of all lines at one place.
 for (const svg of all("svg.lines")) {
   const data = JSON.parse(svg.dataset.hover), cross = svg.querySelector(".cross"), width = svg.viewBox.baseVal.width;
-  let place = 0;
+  let index = 0;
   const put = (next, y) => {
-    place = Math.max(0, Math.min(next, data.x.length - 1));
-    cross.setAttribute("x1", data.x[place]);
-    cross.setAttribute("x2", data.x[place]);
+    index = Math.max(0, Math.min(next, data.x.length - 1));
+    cross.setAttribute("x1", data.x[index]);
+    cross.setAttribute("x2", data.x[index]);
     cross.setAttribute("visibility", "visible");
-    const rows = data.rows.filter((row) => row.values[place] !== "");
-    const box = svg.getBoundingClientRect();
-    const lines = rows.map((row) => line(row.name, row.values[place], row.style));
-    show([line(data.at[place]), ...lines], box.left + (data.x[place] / width) * box.width, y ?? box.top + box.height / 3);
+    const rows = data.rows.filter((row) => row.values[index] !== "");
+    const lines = rows.map((row) => line(row.name, row.values[index], row.style));
+    const beside = () => {
+      const box = svg.getBoundingClientRect();
+      return [box.left + (data.x[index] / width) * box.width, y ?? box.top + box.height / 3];
+    };
+    show([line(data.at[index]), ...lines], beside, y === undefined);
   };
   svg.addEventListener("pointermove", (event) => {
     const box = svg.getBoundingClientRect(), x = ((event.clientX - box.left) / box.width) * width;
@@ -68,7 +79,7 @@ for (const svg of all("svg.lines")) {
   svg.addEventListener("pointerleave", leave);
   svg.addEventListener("blur", leave);
   svg.addEventListener("keydown", (event) => {
-    const next = { ArrowRight: place + 1, ArrowLeft: place - 1, Home: 0, End: data.x.length - 1 }[event.key];
+    const next = { ArrowRight: index + 1, ArrowLeft: index - 1, Home: 0, End: data.x.length - 1 }[event.key];
     if (next === undefined) return;
     event.preventDefault();
     put(next);
