@@ -32,7 +32,6 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
 from moon_jax import train
 from moon_jax.command_flags import CommandFlags
@@ -237,13 +236,11 @@ def _title(summary: Mapping[str, Any]) -> str:
 
 
 FLAGS = CommandFlags(__name__)
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "the recipe: configs/NAME.py or configs/NAME.py:ARGUMENT", flag_values=FLAGS.values
-)
+CONFIG = FLAGS.config(None, "the recipe: configs/NAME.py or configs/NAME.py:ARGUMENT")
 WORKDIR = FLAGS.string("workdir", None, "folder for all runs and the comparison; what is done there is not done again")
 SEEDS = FLAGS.integer("seeds", 3, "runs of each variant", lower_bound=1)
 VARIANTS = FLAGS.string("variants", "full,no_crop,no_moe,no_neg", "what to train, joined by commas; see above")
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    FLAGS.run(main)

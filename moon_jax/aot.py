@@ -32,7 +32,6 @@ os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
 
 import jax
 from absl import app
-from ml_collections import config_flags
 
 from moon_jax.command_flags import CommandFlags
 from moon_jax.config import Config, ConfigError, resolve
@@ -155,9 +154,7 @@ def _progress(done: int, total: int) -> None:
 
 
 FLAGS = CommandFlags(__name__)
-CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/moon_3b.py", "the config file, e.g. configs/moon_3b.py", FLAGS.values
-)
+CONFIG = FLAGS.config("configs/moon_3b.py", "the config file, e.g. configs/moon_3b.py")
 TOPOLOGY = FLAGS.string("topology", "", "chip and size: v5p:4x4x16, v6e:8x8, h200:64; with --chips, the chip alone")
 CHIPS_FLAG = FLAGS.integer("chips", 0, "number of chips, where --topology does not say it")
 SWEEP = FLAGS.bool("sweep", False, "rank all meshes and dispatch strategies by the cost model, compile the best")
@@ -168,4 +165,4 @@ NO_COMPILE = FLAGS.bool("no_compile", False, "ask the cost model only")
 JSON = FLAGS.string("json", "", "file that receives the report")
 
 if __name__ == "__main__":
-    app.run(main)
+    FLAGS.run(main)

@@ -1,10 +1,13 @@
 """The flags of one command, defined so that several commands can be imported into one process."""
 
 import functools
+import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import flags
+from absl import app, flags
+from ml_collections import config_flags
 
 from moon_jax.config import ConfigError
 
@@ -27,6 +30,16 @@ class CommandFlags:
     def __getattr__(self, kind: str) -> Callable[..., flags.FlagHolder[Any]]:
         return functools.partial(getattr(flags, f"DEFINE_{kind}"), flag_values=self.values)
 
+    def config(self, default: str | None, help_text: str) -> flags.FlagHolder[Any]:
+        """Defines --config, a file with a get_config(), and --config.GROUP.NAME for each of its settings."""
+        holder = config_flags.DEFINE_config_file("config", default, help_text, flag_values=self.values)
+        flags.register_validator("config", _check_loaded, flag_values=self.values)
+        return holder
+
+    def run(self, main: Callable[[list[str]], None]) -> None:
+        """Runs the command with the process's arguments; flags that cannot be read end with one plain message."""
+        app.run(main, flags_parser=_read)
+
     def parse(self, **given: Any) -> None:
         """Sets the flags anew as the command line would: lists joined by commas, the others at their defaults."""
         self.values.unparse_flags()
@@ -34,6 +47,26 @@ class CommandFlags:
             self.values[name].unparse()
         text = lambda value: ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)  # noqa: E731
         self.values(["command", *(f"--{name}={text(value)}" for name, value in given.items())])
+
+
+def _read(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:  # ml_collections has no such setting, and perhaps one much like it
+        missing, *hint = re.findall(r"[\w.]+", re.sub(r".*lookup: |instead of.*|\\n", " ", str(error.args[0])))
+        names = [a.partition("=")[0] for a in argv if a.startswith("--config.")]
+        named = [n for n in names if n.endswith(missing) or missing in n.split(".")]
+        closest = f"; did you mean {hint[-1]!r}?" if hint else ""
+        sys.exit(f"FATAL Flags parsing error: {', '.join(named)} does not exist{closest}")
+
+
+def _check_loaded(config: Any) -> bool:
+    """Raises flags.ValidationError if ml_collections could not open the file; it would say so only when it is used."""
+    try:
+        getattr(config, "get", None)
+    except OSError as error:
+        raise flags.ValidationError(str(error.__cause__ or error)) from error
+    return True
 
 
 def pairs(name: str, given: Sequence[str], form: str = "OURS=THEIRS") -> tuple[tuple[str, str], ...]:

@@ -185,4 +185,4 @@ SHEET = FLAGS.integer("sheet", 36, "pictures on the contact sheet")
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["input"])
-    app.run(main)
+    FLAGS.run(main)

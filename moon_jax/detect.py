@@ -255,4 +255,4 @@ SHEET = FLAGS.integer("sheet", 36, "pictures on the contact sheet; 0 = no sheet"
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     flags.mark_flags_as_required(["model", "input", "output"])
-    app.run(main)
+    FLAGS.run(main)

@@ -126,4 +126,4 @@ ALLOW_PRIVATE = FLAGS.bool(
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["input", "output"])
-    app.run(main)
+    FLAGS.run(main)

@@ -32,7 +32,6 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 from jax.sharding import Mesh
-from ml_collections import config_flags
 
 from moon_jax.command_flags import CommandFlags, pairs
 from moon_jax.config import Config, ConfigError, resolve
@@ -285,9 +284,7 @@ def _trained_on(model: Model, config: Config, dataset: Dataset) -> dict[str, Any
 
 
 FLAGS = CommandFlags(__name__)
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "the benchmark: configs/eval.py:mbe|m5product|shop|catalogue", flag_values=FLAGS.values
-)
+CONFIG = FLAGS.config(None, "the benchmark: configs/eval.py:mbe|m5product|shop|catalogue")
 WORKDIR = FLAGS.string("workdir", None, "folder for results, predictions and embeddings")
 MODEL_FOLDER = FLAGS.string("model", None, "folder of the model: Hugging Face, converted, or a training run's")
 BASELINES = FLAGS.list("baselines", [], f"NAME=DIR of models to compare with; the names are {', '.join(NAMES)}")
@@ -301,4 +298,4 @@ RUNS = FLAGS.list("runs", [], "work folders of training whose curves the report 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    FLAGS.run(main)

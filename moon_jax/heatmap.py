@@ -192,4 +192,4 @@ MAX_PIXELS = FLAGS.integer("max_pixels", None, "larger pictures are scaled down 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["model", "input", "output"])
-    app.run(main)
+    FLAGS.run(main)

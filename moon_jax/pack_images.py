@@ -88,4 +88,4 @@ MAX_SKIPPED_SHARE = FLAGS.float("max_skipped_share", 0.01, "more than this share
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     flags.mark_flags_as_required(["input", "output"])
-    app.run(main)
+    FLAGS.run(main)

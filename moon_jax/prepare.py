@@ -165,4 +165,4 @@ MAX_SKIPPED_SHARE = FLAGS.float("max_skipped_share", 0.01, "more than this share
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["catalogue", "log", "output"])
-    app.run(main)
+    FLAGS.run(main)

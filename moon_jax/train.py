@@ -29,7 +29,6 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 from jax.experimental import multihost_utils
-from ml_collections import config_flags
 
 from moon_jax.command_flags import CommandFlags
 from moon_jax.config import Config, ConfigError, resolve, to_dict
@@ -327,12 +326,10 @@ def _check_finite(metrics: dict[str, jax.Array], step: int) -> None:
 
 
 FLAGS = CommandFlags(__name__)
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "the recipe: configs/NAME.py or configs/NAME.py:ARGUMENT", flag_values=FLAGS.values
-)
+CONFIG = FLAGS.config(None, "the recipe: configs/NAME.py or configs/NAME.py:ARGUMENT")
 WORKDIR = FLAGS.string("workdir", None, "folder for checkpoints, logs and results; an existing one is resumed")
 DRY_RUN = FLAGS.bool("dry-run", False, "print parameters, mesh, negatives, tokens, bytes and steps, then stop")
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["config"])
-    app.run(main)
+    FLAGS.run(main)

@@ -21,7 +21,15 @@ def command(arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=configs/demo.py", "--config.train.stepz=3", "--workdir=w"], "steps"),
+        (
+            ["--config=configs/demo.py", "--config.train.steps=3", "--config.train.stepz=3", "--workdir=w"],
+            r"^FATAL Flags parsing error: --config\.train\.stepz does not exist; did you mean 'steps'\?$",
+        ),
+        (["--config=configs/demo.py", "--config.trian.lr=1"], r"^FATAL.* --config\.trian\.lr does not .* 'train'\?$"),
+        (["--config=configs/demo.py", "--config.qqq.lr=1"], r"^FATAL.* --config\.qqq\.lr does not exist$"),
+        (["--config=configs/demo.py", "--config.train.lr.x=1"], r"^FATAL.* --config\.train\.lr\.x does not exist$"),
+        (["--config=configs/demo.py", "--config.train.lr=abc"], r"^FATAL.* flag --config\.train\.lr=abc: could not "),
+        (["--config=/no/such/file.py", "--workdir=w"], "No such file or directory: '/no/such/file.py'"),
         (["--config=configs/demo.py:no_corp", "--workdir=w"], "no_crop, no_moe, no_neg"),
         (["--config=configs/demo.py", "--config.moe.top_k=7", "--workdir=w"], r"config\.moe\.top_k is 7"),
         (["--config=configs/demo.py"], "--workdir is needed"),
@@ -34,7 +42,8 @@ def test_the_command_refuses_with_one_plain_message(arguments, message, tmp_path
     arguments = [a.replace("workdir=w", f"workdir={tmp_path}") for a in arguments]
     done = command(arguments)
     assert done.returncode != 0
-    assert re.search(message, done.stderr), done.stderr
+    assert re.search(message, done.stderr, re.MULTILINE), done.stderr
+    assert not done.stderr.startswith("Traceback")
 
 
 def test_dry_run_prints_the_plan_of_the_full_size_without_data_or_devices():
