@@ -12,6 +12,7 @@ Nothing is allocated and no accelerator is touched, also not one of this machine
     --sweep --topology=v5p --chips=64
                                ranks every mesh, dispatch strategy and placement by the cost model and compiles the best
     --sweep --chips=64         the same on every kind of chip that has slices of that size
+    --nocode                   stops the compiler of TPUs before machine code: seconds for minutes, kernels go unchecked
     --largest_batch            compiles until the largest batch that fits is found
     --no_compile               only what the cost model says; the compilers are needed for the topology alone
 
@@ -77,10 +78,11 @@ def _one(config: Config) -> dict[str, Any]:
         report = analysis.outline(config, target, trainer, cost_of(config, trainer, Links(target, mesh)))
         print(printing.text(report))
         return report
-    report = analysis.analyse(config, target)
+    report = analysis.analyse(config, target, CODE.value)
     print(printing.text(report), flush=True)
     if LARGEST.value:
-        tried = largest_batch(config, target, report["memory"]["peak"], lambda line: print(line, flush=True))
+        memory = report["memory"]
+        tried = largest_batch(config, target, memory["peak"], memory["code"], lambda line: print(line, flush=True))
         best = max((n for n, (_, fits) in tried.items() if fits), default=0)
         report["largest_batch"] = best
         report["batches"] = {str(n): {"peak": peak, "fits": fits} for n, (peak, fits) in tried.items()}
@@ -138,7 +140,7 @@ def _sweep_one(config: Config, target: Target, save: Callable[[dict[str, Any]], 
         way = sweep.name(candidate.config)
         print(f"\n{way}", flush=True)
         try:
-            found = analysis.analyse(candidate.config, target)
+            found = analysis.analyse(candidate.config, target, CODE.value)
         except (RuntimeError, ValueError) as error:  # of the compiler, or its program cannot be read
             report["failed"][way] = f"{type(error).__name__}: {error}"
             print(f"could not be compiled: {report['failed'][way][:1000]}", flush=True)
@@ -161,6 +163,9 @@ SWEEP = FLAGS.bool("sweep", False, "rank all meshes and dispatch strategies by t
 COMPILE = FLAGS.integer("compile", 3, "how many of the best ways of a sweep are compiled")
 SHOW = FLAGS.integer("show", 20, "how many ways of a sweep are shown; --json has all")
 LARGEST = FLAGS.bool("largest_batch", False, "find the largest batch that fits by compiling several")
+CODE = FLAGS.bool(
+    "code", True, "generate machine code; --nocode: a TPU takes seconds for minutes, kernels go unchecked"
+)
 NO_COMPILE = FLAGS.bool("no_compile", False, "ask the cost model only")
 JSON = FLAGS.string("json", "", "file that receives the report")
 

@@ -14,7 +14,7 @@ from moon_jax.moe.dispatch import check_strategy
 from moon_jax.parallel.mesh import abstract_mesh, batch_shards
 from moon_jax.planning.batch import batch_unit, planned_shape
 from moon_jax.planning.chips import GIB, Target
-from moon_jax.planning.compiling import Compiled, compile_step
+from moon_jax.planning.compiling import Compiled, compile_step, compile_without_code
 from moon_jax.planning.cost import ATTAINABLE, Cost, cost_of
 from moon_jax.planning.largest import largest_by_line, state_bytes
 from moon_jax.planning.network import Links
@@ -35,12 +35,13 @@ def check(config: Config, target: Target, mesh: jax.sharding.Mesh) -> Trainer:
     return Trainer(config, mesh)
 
 
-def analyse(config: Config, target: Target) -> dict[str, Any]:
+def analyse(config: Config, target: Target, code: bool = True) -> dict[str, Any]:
     """Compiles the train step for the target and returns the report as nested dicts of plain values.
 
     Args:
         config: all settings; its mesh must multiply to the chips of the target.
         target: chips and topology.
+        code: down to machine code; without, a TPU takes seconds for minutes, and its kernels are not checked.
 
     Raises:
         ConfigError: they do not fit together.
@@ -49,7 +50,10 @@ def analyse(config: Config, target: Target) -> dict[str, Any]:
     trainer = check(config, target, mesh)
     links = Links(target, mesh)
     cost = cost_of(config, trainer, links)
-    compiled = compile_step(trainer, target.chip.memory)
+    if code or target.chip.platform != "tpu":
+        compiled = compile_step(trainer, target.chip.memory)
+    else:
+        compiled = compile_without_code(config, target)
     report = outline(config, target, trainer, cost)
     report["memory"] |= {
         name: getattr(compiled, name) for name in ("arguments", "temporaries", "outputs", "code", "peak", "fits")

@@ -7,25 +7,27 @@ from moon_jax.config import Config
 from moon_jax.parallel.mesh import batch_shards
 from moon_jax.planning.batch import batch_unit, planned_shape
 from moon_jax.planning.chips import GIB, Target
-from moon_jax.planning.compiling import compile_step
+from moon_jax.planning.compiling import compile_step, compile_without_code
 from moon_jax.planning.targets import mesh_on
 from moon_jax.training.plan import device_bytes
 from moon_jax.training.state import Trainer
 
 
 def largest_batch(
-    config: Config, target: Target, peak: int, show: Callable[[str], None] = print
+    config: Config, target: Target, peak: int, code: int, show: Callable[[str], None] = print
 ) -> dict[int, tuple[int, bool]]:
     """Returns {triplets of a shard: (bytes on a device, whether they fit)} of the batches that were compiled.
 
     Memory grows almost in a line with the batch, from that of the state alone. So the measured batches predict where it
     ends, and those around that are compiled until one fits and the next does not: usually two or three. If
-    that was not enough, what is open is halved each time: the search ends whatever the memory does.
+    that was not enough, what is open is halved each time: the search ends whatever the memory does. For TPUs the
+    compiler is stopped before machine code, which `compile_without_code` takes as large as that of the first batch.
 
     Args:
         config: all settings.
         target: chips and topology.
         peak: bytes of the compiled step with the config's own batch.
+        code: bytes of its machine code.
         show: called with a line after each compilation.
     """
     mesh = mesh_on(target, config.mesh)
@@ -35,7 +37,11 @@ def largest_batch(
     state = state_bytes(Trainer(config, mesh))
     while (count := next_batch(tried, state, capacity)) is not None:
         train = dataclasses.replace(config.train, batch_size=count * unit * shards)
-        compiled = compile_step(Trainer(dataclasses.replace(config, train=train), mesh), capacity)
+        other = dataclasses.replace(config, train=train)
+        if target.chip.platform == "tpu":
+            compiled = compile_without_code(other, target, code)
+        else:
+            compiled = compile_step(Trainer(other, mesh), capacity)
         tried[count] = (compiled.peak, compiled.fits)
         show(
             f"{count * unit} triplets a shard: {compiled.peak / GIB:.2f} of {compiled.capacity / GIB:.2f} GiB, "

@@ -62,6 +62,23 @@ def test_the_train_step_compiles_for_an_accelerator(topology, settings, tmp_path
 
 
 @pytest.mark.aot
+def test_without_machine_code_the_report_is_the_same(tmp_path):
+    reports = []
+    for flag in ("--code", "--nocode"):
+        done = run("--topology=v5e:2x4", flag, f"--json={tmp_path}/report.json", **{"mesh.fsdp": 4, "mesh.expert": 2})
+        assert done.returncode == 0, done.stderr[-3000:]
+        reports.append(json.loads((tmp_path / "report.json").read_text()))
+    full, quick = reports
+    sums = lambda report: sorted(  # noqa: E731
+        (row["kind"], tuple(row["axes"]), row["dtype"], row["count"], row["bytes"]) for row in report["collectives"]
+    )
+    assert sums(quick) == sums(full)
+    sizes = "arguments", "temporaries", "outputs"
+    assert [quick["memory"][name] for name in sizes] == [full["memory"][name] for name in sizes]
+    assert 0 < full["memory"]["code"] < quick["memory"]["code"], "what is taken for granted is careful"
+
+
+@pytest.mark.aot
 def test_a_sweep_ranks_and_compiles_and_says_what_cannot_work(tmp_path):
     done = run("--sweep", "--topology=v5e:2x4", "--compile=1", "--show=4", f"--json={tmp_path}/sweep.json")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -277,7 +294,7 @@ def test_the_largest_batch_is_compiled_in_whole_groups(monkeypatch):
 
     monkeypatch.setattr(largest, "compile_step", compile_step)
     monkeypatch.setattr(largest, "mesh_on", lambda target, mesh: make_mesh(mesh, jax.devices()))
-    found = largest.largest_batch(config, parse_target("h100:8"), 24 * 10**9, lambda line: None)
+    found = largest.largest_batch(config, parse_target("h100:8"), 24 * 10**9, 0, lambda line: None)
     assert found[9][1], "72 GB of 78"
     assert not found[12][1]
     assert all(size % 24 == 0 for size in sizes)
