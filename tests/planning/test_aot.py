@@ -193,7 +193,8 @@ def test_a_way_that_cannot_be_compiled_does_not_take_the_sweep_with_it(monkeypat
     """The second is refused by the compiler; at the third the process ends, as when a compiler crashes."""
     out, asked = tmp_path / "sweep.json", []
 
-    def analyse(config, target):
+    def analyse(config, target, code):
+        assert not code
         asked.append(sweep.name(config))
         if len(asked) == 2:
             raise jax.errors.JaxRuntimeError("INTERNAL: Mosaic failed to compile")
@@ -204,7 +205,7 @@ def test_a_way_that_cannot_be_compiled_does_not_take_the_sweep_with_it(monkeypat
     monkeypatch.setattr(sweep, "rank", three_ways)
     monkeypatch.setattr(analysis, "analyse", analyse)
     monkeypatch.setattr(printing, "text", lambda report: "the report")
-    aot.FLAGS.parse(config=f"{CONFIGS}/moon_3b.py", sweep=True, topology="v5e", chips=8, json=out)
+    aot.FLAGS.parse(config=f"{CONFIGS}/moon_3b.py", sweep=True, topology="v5e", chips=8, code=False, json=out)
     with pytest.raises(SystemExit):
         aot.main(["aot"])
     found = json.loads(out.read_text())["v5e:2x4"]
