@@ -1,9 +1,9 @@
 """What XLA assigns to a TPU's memory, by the files that it dumps, and a compilation that ends when they are there.
 
-`memory_analysis()` of a program for a TPU does not say it: `temp_size_in_bytes` is larger (11.8 for 7.6 GiB of temporaries
-of the full model on v5e:16x16), and `peak_memory_in_bytes` leaves out the gaps between the arrays. Buffer assignment is what
-XLA itself compares with the chip. It comes after all passes over HLO and before machine code is generated, which takes
-nearly all of the time.
+`memory_analysis()` of a program for a TPU does not say it: `temp_size_in_bytes` is larger (11.8 for 7.6 GiB of
+temporaries of the full model on v5e:16x16), and `peak_memory_in_bytes` leaves out the gaps between the arrays. Buffer
+assignment is what XLA itself compares with the chip. It comes after all passes over HLO and before machine code is
+generated, which takes nearly all of the time.
 """
 
 import dataclasses
