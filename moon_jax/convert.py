@@ -250,4 +250,4 @@ def _define_flags() -> None:
 
 if __name__ == "__main__":
     _define_flags()
-    FLAGS.run(main)
+    app.run(main)
