@@ -5,7 +5,7 @@ r"""The table of docs/aot.md: moon_3b compiled ahead of time for slices and host
     python benchmarks/aot_table.py --table --write=docs/aot.md   # puts them between the marks of the page
 
 Every row is one process of `moon_jax.aot` and one JSON file, so that it can be stopped and goes on where it was. A row
-of a TPU takes minutes and 8 GiB, with --nocode half a minute.
+of a TPU takes minutes and 8 GiB, with --nocode a minute or two.
 """
 
 import json
@@ -107,7 +107,7 @@ flags.DEFINE_string("results", "docs/aot", "folder of the JSON files")
 flags.DEFINE_list("only", [], "targets to compile, e.g. v5p:4x4x4,h200:8; all by default")
 flags.DEFINE_integer("triplets", 4, "triplets of a device")
 flags.DEFINE_bool("largest", True, "look for the largest batch too")
-flags.DEFINE_bool("code", True, "generate machine code too: minutes a TPU row instead of half a minute")
+flags.DEFINE_bool("code", True, "generate machine code too: minutes more for a TPU row")
 flags.DEFINE_bool("table", False, "compile nothing")
 flags.DEFINE_string("write", "", "page that receives the tables")
 

@@ -38,6 +38,7 @@ from moon_jax.command_flags import CommandFlags
 from moon_jax.config import Config, ConfigError, resolve
 from moon_jax.planning import analysis, printing, sweep
 from moon_jax.planning.chips import CHIPS, GIB, Target, parse_target
+from moon_jax.planning.compiling import CODE as CODE_BYTES
 from moon_jax.planning.cost import cost_of
 from moon_jax.planning.largest import largest_batch
 from moon_jax.planning.network import Links
@@ -51,6 +52,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are given as --config.group.name=value")
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # a program from there comes without its memory
     try:
         if LARGEST.value and (SWEEP.value or NO_COMPILE.value):
             other = "--sweep" if SWEEP.value else "--no_compile"
@@ -82,7 +84,8 @@ def _one(config: Config) -> dict[str, Any]:
     print(printing.text(report), flush=True)
     if LARGEST.value:
         memory = report["memory"]
-        tried = largest_batch(config, target, memory["peak"], memory["code"], lambda line: print(line, flush=True))
+        show = functools.partial(print, flush=True)
+        tried = largest_batch(config, target, memory["peak"], memory["code"] or CODE_BYTES, show)
         best = max((n for n, (_, fits) in tried.items() if fits), default=0)
         report["largest_batch"] = best
         report["batches"] = {str(n): {"peak": peak, "fits": fits} for n, (peak, fits) in tried.items()}

@@ -3,6 +3,7 @@
 import functools
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,10 +53,13 @@ class CommandFlags:
 def _read(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError) as error:  # ml_collections has no such setting, and perhaps one much like it
+    except (AttributeError, KeyError, IndexError) as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if not frame.f_globals.get("__name__", "").startswith("ml_collections."):
+            raise  # a mistake in the config file
         missing, *hint = re.findall(r"[\w.]+", re.sub(r".*lookup: |instead of.*|\\n", " ", str(error.args[0])))
-        names = [a.partition("=")[0] for a in argv if a.startswith("--config.")]
-        named = [n for n in names if n.endswith(missing) or missing in n.split(".")]
+        names = [a.partition("=")[0] for a in argv if a.lstrip("-").startswith("config.")]
+        named = [n for n in names if n.endswith(missing) or missing in n.split(".")] or names
         closest = f"; did you mean {hint[-1]!r}?" if hint else ""
         sys.exit(f"FATAL Flags parsing error: {', '.join(named)} does not exist{closest}")
 

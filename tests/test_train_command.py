@@ -28,6 +28,7 @@ def command(arguments):
         (["--config=configs/demo.py", "--config.trian.lr=1"], r"^FATAL.* --config\.trian\.lr does not .* 'train'\?$"),
         (["--config=configs/demo.py", "--config.qqq.lr=1"], r"^FATAL.* --config\.qqq\.lr does not exist$"),
         (["--config=configs/demo.py", "--config.train.lr.x=1"], r"^FATAL.* --config\.train\.lr\.x does not exist$"),
+        (["--config=configs/demo.py", "-config.trian.lr=1"], r"^FATAL.* -config\.trian\.lr does not exist"),
         (["--config=configs/demo.py", "--config.train.lr=abc"], r"^FATAL.* flag --config\.train\.lr=abc: could not "),
         (["--config=/no/such/file.py", "--workdir=w"], "No such file or directory: '/no/such/file.py'"),
         (["--config=configs/demo.py:no_corp", "--workdir=w"], "no_crop, no_moe, no_neg"),
@@ -44,6 +45,13 @@ def test_the_command_refuses_with_one_plain_message(arguments, message, tmp_path
     assert done.returncode != 0
     assert re.search(message, done.stderr, re.MULTILINE), done.stderr
     assert not done.stderr.startswith("Traceback")
+
+
+def test_a_mistake_in_a_config_file_keeps_its_traceback(tmp_path):
+    (tmp_path / "recipe.py").write_text("def get_config():\n    return {}['MOON_DATA']\n")
+    done = command([f"--config={tmp_path}/recipe.py", "--config.train.lr=1", f"--workdir={tmp_path}/w"])
+    assert done.returncode != 0
+    assert "return {}['MOON_DATA']" in done.stderr
 
 
 def test_dry_run_prints_the_plan_of_the_full_size_without_data_or_devices():

@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import tempfile
+import threading
 import time
 import traceback
 
@@ -21,7 +22,7 @@ from moon_jax.planning.chips import Target
 _ALLOCATION = re.compile(r"^allocation \d+: size (\d+), (.*)$", re.MULTILINE)
 _BUFFERS, _PROGRAM = "*-buffer-assignment.txt", "*after_buffer_assignment.txt"  # the second is written last
 _SAID, _FAILURE = "stderr", "failure"
-_PATIENCE_S = 0.5  # a file that has not grown for so long is whole
+_PATIENCE_S = 0.5  # a file that ends like a program and has not grown for so long is whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Stopped:
     """A compilation that was stopped when all but its machine code was there."""
 
     assigned: Assigned
-    program: str  # HLO after all passes
+    program: str  # HLO after all passes; empty where XLA gave up for want of memory
     said: str  # by the compiler
 
 
@@ -83,46 +84,64 @@ def stopped_compilation(config: Config, target: Target) -> Stopped:
         process = multiprocessing.get_context("spawn").Process(target=_compile, args=(config, target, folder))
         process.start()
         try:
-            _wait(process, pathlib.Path(folder))
+            whole = _wait(process, pathlib.Path(folder))
         finally:
             process.kill()
             process.join()
-        assigned, program = read(folder), next(pathlib.Path(folder).glob(_PROGRAM), None)
         said, failure = (
             path.read_text(errors="replace") if (path := pathlib.Path(folder, name)).exists() else ""
             for name in (_SAID, _FAILURE)
         )
-        if assigned is None or (failure and "RESOURCE_EXHAUSTED" not in failure):
+        assigned = read(folder)
+        too_large = assigned and "RESOURCE_EXHAUSTED" in failure and assigned.total > target.chip.memory
+        if assigned is None or not (too_large or (whole and not failure)):
             raise RuntimeError(f"the compiler ended without a program (status {process.exitcode})\n{failure or said}")
-        return Stopped(assigned, program.read_text() if program else "", said)
+        return Stopped(assigned, "" if too_large else _program(pathlib.Path(folder)), said)
 
 
-def _wait(process: multiprocessing.process.BaseProcess, folder: pathlib.Path) -> None:
-    """Returns when the last of the files is whole, or the process has ended."""
-    size, since = -1, time.monotonic()
+def _wait(process: multiprocessing.process.BaseProcess, folder: pathlib.Path) -> bool:
+    """Returns whether the last of the files is whole, as soon as it is or the process has ended."""
+    text, since = "", time.monotonic()
     while process.is_alive():
         process.join(_PATIENCE_S / 5)
-        now = sum(path.stat().st_size for path in folder.glob(_PROGRAM))
-        if now != size:
-            size, since = now, time.monotonic()
-        elif size > 0 and time.monotonic() - since > _PATIENCE_S:
-            return
+        now = _program(folder)
+        if len(now) != len(text):
+            text, since = now, time.monotonic()
+        elif _is_whole(text) and time.monotonic() - since > _PATIENCE_S:
+            return True
+    return _is_whole(_program(folder))
+
+
+def _program(folder: pathlib.Path) -> str:
+    found = next(folder.glob(_PROGRAM), None)
+    return found.read_text() if found else ""
+
+
+def _is_whole(text: str) -> bool:
+    return "\nENTRY " in text and text.endswith("}\n\n")
 
 
 def _compile(config: Config, target: Target, folder: str) -> None:
-    """Compiles in a fresh process; what goes wrong is written down."""
+    """Compiles in a fresh process, which does not outlive its parent; what goes wrong is written down."""
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     with open(pathlib.Path(folder, _SAID), "wb") as said:
         os.dup2(said.fileno(), 2)
     try:
         import jax
 
         jax.config.update("jax_platforms", "cpu")
-        from moon_jax.planning.compiling import lower_step
+        jax.config.update("jax_enable_compilation_cache", False)  # what comes from there is not dumped
+        from moon_jax.planning.compiling import OPTIONS, lower_step
         from moon_jax.planning.targets import mesh_on
         from moon_jax.training.state import Trainer
 
         trainer = Trainer(config, mesh_on(target, config.mesh))
-        lower_step(trainer).compile(compiler_options=dump_options(folder))
+        lower_step(trainer).compile(compiler_options=OPTIONS["tpu"] | dump_options(folder))
     except Exception:
         pathlib.Path(folder, _FAILURE).write_text(traceback.format_exc())
         raise SystemExit(1) from None
+
+
+def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)

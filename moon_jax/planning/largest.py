@@ -19,8 +19,8 @@ def largest_batch(
     """Returns {triplets of a shard: (bytes on a device, whether they fit)} of the batches that were compiled.
 
     Memory grows almost in a line with the batch, from that of the state alone. So the measured batches predict where it
-    ends, and those around that are compiled until one fits and the next does not: usually two or three. If
-    that was not enough, what is open is halved each time: the search ends whatever the memory does. For TPUs the
+    ends, and those around that are compiled until one fits and the next does not. If
+    four were not enough, what is open is halved each time: the search ends whatever the memory does. For TPUs the
     compiler is stopped before machine code, which `compile_without_code` takes as large as that of the first batch.
 
     Args:
@@ -62,7 +62,7 @@ def next_batch(tried: Mapping[int, tuple[int, bool]], state: int, capacity: floa
     high = min((n for n, (_, fits) in tried.items() if not fits and n > low), default=None)
     guess = _by_line({0: (state, True)} | dict(tried), capacity)
     if high is None:
-        return min(max(guess, low + 1 if len(tried) < 4 else 2 * low), 4 * max(low, 1))
+        return min(max(guess, low + (1 if len(tried) < 4 else max(1, low // 4))), 4 * max(low, 1))
     if high - low == 1:
         return None
     if len(tried) >= 4:
@@ -71,9 +71,13 @@ def next_batch(tried: Mapping[int, tuple[int, bool]], state: int, capacity: floa
 
 
 def _by_line(peaks: Mapping[int, tuple[int, bool]], capacity: float) -> int:
-    """Returns where the line through the two largest known batches meets the capacity."""
+    """Returns where the line through the two largest known batches meets the capacity.
+
+    Neighbours say little (a larger batch may need less): a line of less than half the mean slope is not believed.
+    """
     first, last = sorted(peaks)[-2:]
-    slope = max((peaks[last][0] - peaks[first][0]) / (last - first), 1.0)
+    mean = (peaks[last][0] - peaks[0][0]) / last
+    slope = max((peaks[last][0] - peaks[first][0]) / (last - first), mean / 2, 1.0)
     return int(last + (capacity - peaks[last][0]) // slope)
 
 

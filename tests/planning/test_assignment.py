@@ -1,7 +1,9 @@
 """What XLA assigns to memory: its files read, and a compilation stopped when they are there."""
 
 import multiprocessing
+import os
 import pathlib
+import signal
 import time
 
 import jax
@@ -48,15 +50,18 @@ def slow(config, target, folder):
     (folder / "module.after_optimizations-buffer-assignment.txt").write_text(TEXT)
     (folder / "stderr").write_text("W0000 Can't reduce memory use below 12GiB\n")
     with open(folder / "module.after_optimizations_after_buffer_assignment.txt", "w") as file:
-        for half in ("HloModule m\n", "ENTRY e {}\n"):
+        for half in ("HloModule m\n\n", "ENTRY e {}\n\n"):
             file.write(half)
             file.flush()
             time.sleep(0.2)
         time.sleep(1000)
 
 
+LARGE = TEXT.replace("size 30000", f"size {20 * 2**30}")  # than a v5e
+
+
 def too_large(config, target, folder):
-    (pathlib.Path(folder) / "module.after_optimizations-buffer-assignment.txt").write_text(TEXT)
+    (pathlib.Path(folder) / "module.after_optimizations-buffer-assignment.txt").write_text(LARGE)
     (pathlib.Path(folder) / "failure").write_text("RESOURCE_EXHAUSTED: Ran out of memory on HBM")
     raise SystemExit(1)
 
@@ -66,10 +71,24 @@ def broken(config, target, folder):
     raise SystemExit(1)
 
 
+def other_memory(config, target, folder):
+    (pathlib.Path(folder) / "module.after_optimizations-buffer-assignment.txt").write_text(TEXT)
+    (pathlib.Path(folder) / "failure").write_text("RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem: oops")
+    raise SystemExit(1)
+
+
+def killed(config, target, folder):
+    """As when the machine runs out of memory while the program is written."""
+    (pathlib.Path(folder) / "module.after_optimizations-buffer-assignment.txt").write_text(TEXT)
+    (pathlib.Path(folder) / "module.after_optimizations_after_buffer_assignment.txt").write_text("HloModule m\n\n")
+    (pathlib.Path(folder) / "stderr").write_text("oops\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_a_compilation_ends_when_its_memory_is_known(monkeypatch):
     monkeypatch.setattr(assignment, "_compile", slow)
     stopped = assignment.stopped_compilation(tiny_config(), parse_target("v5e:2x4"))
-    assert stopped.program == "HloModule m\nENTRY e {}\n"
+    assert stopped.program == "HloModule m\n\nENTRY e {}\n\n"
     assert stopped.assigned == assignment.parse(TEXT)
     assert "12GiB" in stopped.said
     assert not multiprocessing.active_children()
@@ -78,11 +97,12 @@ def test_a_compilation_ends_when_its_memory_is_known(monkeypatch):
 def test_a_program_that_is_too_large_has_a_size_all_the_same(monkeypatch):
     monkeypatch.setattr(assignment, "_compile", too_large)
     stopped = assignment.stopped_compilation(tiny_config(), parse_target("v5e:2x4"))
-    assert stopped.assigned == assignment.parse(TEXT)
+    assert stopped.assigned.total > 20 * 2**30
     assert stopped.program == ""
 
 
-def test_another_failure_is_said(monkeypatch):
-    monkeypatch.setattr(assignment, "_compile", broken)
-    with pytest.raises(RuntimeError, match="oops"):
+@pytest.mark.parametrize("end", [broken, other_memory, killed])
+def test_another_failure_is_said(monkeypatch, end):
+    monkeypatch.setattr(assignment, "_compile", end)
+    with pytest.raises(RuntimeError, match=r"without a program (?s:.*)oops"):
         assignment.stopped_compilation(tiny_config(), parse_target("v5e:2x4"))

@@ -76,7 +76,7 @@ for (const svg of all("svg.lines")) {
     put(distance.indexOf(Math.min(...distance)), event.clientY);
   });
   const leave = () => { cross.setAttribute("visibility", "hidden"); hide(); };
-  svg.addEventListener("pointerleave", leave);
+  svg.addEventListener("pointerleave", () => { if (!follow) leave(); });
   svg.addEventListener("blur", leave);
   svg.addEventListener("keydown", (event) => {
     const next = { ArrowRight: index + 1, ArrowLeft: index - 1, Home: 0, End: data.x.length - 1 }[event.key];
