@@ -77,7 +77,7 @@ def _by_line(peaks: Mapping[int, tuple[int, bool]], capacity: float) -> int:
     """
     first, last = sorted(peaks)[-2:]
     mean = (peaks[last][0] - peaks[0][0]) / last
-    slope = max((peaks[last][0] - peaks[first][0]) / (last - first), mean / 2, 1.0)
+    slope = max((peaks[last][0] - peaks[first][0]) / (last - first), mean / 2, 1e-9)
     return int(last + (capacity - peaks[last][0]) // slope)
 
 
