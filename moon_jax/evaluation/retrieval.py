@@ -1,14 +1,16 @@
 """Exact nearest neighbours: blockwise matmul and top-k, never the full score matrix.
 
 The gallery is cut into blocks of rows, and every device has a run of neighbouring blocks. One program scores a group of
-queries against one block on each device and keeps the best so far; the lists of the devices are merged at the end. The
-shapes of that program depend on the number of queries and rows and on `block`, not on the devices, and what follows
-the matmul only chooses: so the result has the same bits on any number of devices of a kind.
+queries against one block on each device, a second one chooses the best among a few blocks and what was held before; the
+lists of the devices are merged at the end. The shapes of the first depend on the number of queries and rows and on
+`block`, not on the devices, and what follows the matmul only chooses: so the result has the same bits on any number of
+devices of a kind.
 """
 
 import functools
 import math
 import os
+import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
@@ -21,15 +23,18 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 _AXIS = "gallery"
-_ROUNDING = 64
+_QUERIES_UNIT = 4
+_GALLERY_UNIT = 64  # no part of a matmul kernel's tile is left over, where sums have another order: equal rows tie
 _PASS_GROUPS = 32  # groups of queries that stay on the devices while the gallery goes by
+_MOST_THREADS = 8
+_CHOICE_BLOCKS = 8  # blocks scored before the best are chosen: a choice sorts what it holds, however little is new
 
 
 def top_k(
     queries: Float[np.ndarray, "q d"],
     gallery: Float[np.ndarray, "n width"],  # width = d is checked below, in words
     k: int,
-    block: tuple[int, int] = (512, 7168),
+    block: tuple[int, int] = (512, 3584),
     devices: Sequence[jax.Device] | None = None,
 ) -> tuple[Float32[np.ndarray, "q k"], Int32[np.ndarray, "q k"]]:
     """Returns the k highest dot products of every query with the gallery and their gallery indices, best first.
@@ -37,14 +42,15 @@ def top_k(
     Equal scores rank by gallery index, so of equal rows the first comes first. Products are computed in float32 at the
     highest precision. The gallery may be a memory-mapped file: it is read block by block, and kept on accelerators
     where it is needed more than once and they have the room; in the host's memory no second copy is made. Beside the
-    gallery, up to 32 groups of queries with their best k and a few blocks are held.
+    gallery, up to 32 groups of queries with their best k and up to 16 blocks are held, and the scores of a group
+    against 8 blocks, for each of at most 8 threads.
 
     Args:
         queries: one row per query.
         gallery: one row per candidate.
         k: how many to return, at most the size of the gallery.
-        block: queries and gallery rows scored at once. More queries make a faster matmul; by default the scores and
-            their copy for the choice are below 32 MiB, beyond which glibc maps fresh pages at every step.
+        block: queries and gallery rows scored at once. More queries make a faster matmul; by default the scores, and
+            XLA's copy of a gallery block on a CPU, are below 32 MiB, beyond which glibc maps fresh pages every time.
         devices: over which the gallery is spread, by default those of this process. With devices of several processes
             each of them calls this with the same arguments, reads its own part and gets the whole result.
 
@@ -55,7 +61,8 @@ def top_k(
     scores, indices = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int32)
     if not len(queries):
         return scores, indices
-    query_rows, gallery_rows = (_block_rows(len(x), most) for x, most in zip((queries, gallery), block, strict=True))
+    query_rows = _block_rows(len(queries), block[0], _QUERIES_UNIT)
+    gallery_rows = _block_rows(len(gallery), block[1], _GALLERY_UNIT)
     shards = _Shards(gallery, gallery_rows, list(jax.local_devices() if devices is None else devices))
     starts = range(0, len(queries), query_rows)
     with ThreadPoolExecutor(shards.threads) as pool:
@@ -80,6 +87,13 @@ class _Best(NamedTuple):
     unsound: Bool[Array, " devices"]  # whether a product was not finite
 
 
+class _Scored(NamedTuple):
+    """Scores that wait for the next choice; one such is used again and again, as fresh memory would cost more."""
+
+    scores: Float32[Array, "devices b k+rows*blocks"]  # the first k are for what is held
+    unsound: Bool[Array, " devices"]
+
+
 class _Shards:
     """The gallery over a mesh of devices: step by step one block of every device's run of blocks."""
 
@@ -88,7 +102,7 @@ class _Shards:
         if alone:
             devices = devices[:blocks]  # others would have nothing but padding
         # Accelerators work on while the host waits; several processes have to start their programs in the same order.
-        self.threads = (os.cpu_count() or 1) if alone and devices[0].platform == "cpu" else 1
+        self.threads = min(os.cpu_count() or 1, _MOST_THREADS) if alone and devices[0].platform == "cpu" else 1
         self.mesh = Mesh(np.array(devices), _AXIS, axis_types=(AxisType.Auto,))
         self.gallery, self.rows, self.steps = gallery, rows, -(-blocks // len(devices))
         self._kept: dict[int, jax.Array] = {}
@@ -117,13 +131,17 @@ class _Shards:
 
         Their index is past the gallery.
         """
-
-        def filled(value: Any, *shape: int) -> jax.Array:
-            whole = NamedSharding(self.mesh, P(_AXIS))
-            return jax.make_array_from_callback((self.mesh.size, *shape), whole, lambda _: np.full((1, *shape), value))
-
         size = np.int32(len(self.gallery))
-        return _Best(filled(np.float32(-np.inf), b, k), filled(size, b, k), filled(np.False_))
+        return _Best(self._filled(np.float32(-np.inf), b, k), self._filled(size, b, k), self._filled(np.False_))
+
+    def unscored(self, b: int, k: int) -> _Scored:
+        """Returns room for the scores of the blocks of a choice."""
+        scores = self._filled(np.float32(0), b, k + self.rows * min(self.steps, _CHOICE_BLOCKS))
+        return _Scored(scores, self._filled(np.False_))
+
+    def _filled(self, value: Any, *shape: int) -> jax.Array:
+        with jax.set_mesh(self.mesh):  # made on the devices: what is numpy's is copied when it is donated
+            return jnp.full((self.mesh.size, *shape), value, device=NamedSharding(self.mesh, P(_AXIS)))
 
 
 def _search(
@@ -131,28 +149,40 @@ def _search(
 ) -> list[tuple[Float32[Array, "b k"], Int32[Array, "b k"]]]:
     """Returns scores and indices of every group after one pass over the gallery.
 
-    The groups take their steps in threads of their own: a CPU chooses the best on one core while others multiply. No
-    group waits for the others at the end of a step, as long as two blocks are enough for all of them.
+    Turns are taken in threads of their own: a CPU chooses the best on one core while others multiply for another group
+    or the next turn. No group waits for the others, as long as the blocks of two turns are enough for all of them.
 
     Raises:
         ValueError: an embedding of the gallery or a product with it is not finite.
     """
-    advance, merge = _programs(shards.mesh)
+    score, choose, merge = _programs(shards.mesh)
+    free: queue.SimpleQueue[_Scored] = queue.SimpleQueue()
+    for _ in range(min(shards.threads, 2 * len(groups))):  # as many as turns that are taken at once
+        free.put(shards.unscored(len(groups[0]), k))
 
-    def step(
-        before: Future[_Best], queries: Float32[Array, "b d"], block: Float32[Array, "devices rows d"], at: int
+    def turn(
+        before: Future[_Best], queries: Float32[Array, "b d"], blocks: list[Float32[Array, "devices rows d"]], at: int
     ) -> _Best:
-        best = before.result()  # it has come to a thread earlier than this step
-        start, run, size = (np.int32(x) for x in (at * shards.rows, shards.steps * shards.rows, len(shards.gallery)))
-        with jax.set_mesh(shards.mesh):  # a thread has its own; and not the one that the caller may have set
-            return jax.block_until_ready(advance(best, queries, block, start, run, size))
+        run, size = np.int32(shards.steps * shards.rows), np.int32(len(shards.gallery))
+        scored = free.get()
+        try:
+            with jax.set_mesh(shards.mesh):  # a thread has its own; and not the one that the caller may have set
+                for place, block in enumerate(blocks):
+                    start = np.int32((at + place) * shards.rows)
+                    scored = score(scored, queries, block, np.int32(k + place * shards.rows), start, run, size)
+                best = before.result()  # it has come to a thread earlier; what is scored above does not wait for it
+                best, scored = choose(best, scored, np.int32(at * shards.rows), run, k + len(blocks) * shards.rows)
+                return jax.block_until_ready(best)
+        finally:
+            free.put(scored)
 
     before: list[Future[_Best]] = []
     best = [submit(shards.nothing, len(queries), k) for queries in groups]
-    for at in range(shards.steps):
+    for at in range(0, shards.steps, _CHOICE_BLOCKS):
         wait(before)
-        block = shards.block(at, last_pass)  # while they work on the one before
-        before, best = best, [submit(step, *pair, block, at) for pair in zip(best, groups, strict=True)]
+        steps = range(at, min(at + _CHOICE_BLOCKS, shards.steps))
+        blocks = [shards.block(step, last_pass) for step in steps]  # while they work on those before
+        before, best = best, [submit(turn, *pair, blocks, at) for pair in zip(best, groups, strict=True)]
     best = [one.result() for one in best]
     with jax.set_mesh(shards.mesh):
         merged = [merge(one) for one in best]
@@ -163,45 +193,71 @@ def _search(
 
 
 @functools.lru_cache(maxsize=8)
-def _programs(mesh: Mesh) -> tuple[Callable[..., _Best], Callable[..., tuple[Array, Array, Array]]]:
-    """Returns the step of every device, and what merges their lists at the end."""
-    in_specs = (P(_AXIS), P(), P(_AXIS), P(), P(), P())
-    advance = jax.jit(jax.shard_map(_advance, mesh=mesh, in_specs=in_specs, out_specs=P(_AXIS)))
-    return advance, jax.jit(_merge, out_shardings=NamedSharding(mesh, P()))
+def _programs(mesh: Mesh) -> tuple[Callable[..., _Scored], Callable[..., tuple[_Best, _Scored]], Callable[..., Any]]:
+    """Returns what scores a block and what chooses on every device, and what merges their lists at the end."""
+    here, everywhere = P(_AXIS), P()
+    in_specs = (here, everywhere, here, everywhere, everywhere, everywhere, everywhere)
+    score = jax.jit(jax.shard_map(_score, mesh=mesh, in_specs=in_specs, out_specs=here), donate_argnums=0)
+
+    def choose(best: _Best, scored: _Scored, start: Array, run: Array, width: int) -> tuple[_Best, _Scored]:
+        local, in_specs = functools.partial(_choose, width=width), (here, here, everywhere, everywhere)
+        return jax.shard_map(local, mesh=mesh, in_specs=in_specs, out_specs=here)(best, scored, start, run)
+
+    chosen = jax.jit(choose, donate_argnums=(0, 1), static_argnums=4)
+    return score, chosen, jax.jit(_merge, out_shardings=NamedSharding(mesh, P()))
 
 
-def _advance(
-    best: _Best,
+def _score(
+    scored: _Scored,
     queries: Float32[Array, "b d"],
     block: Float32[Array, "1 rows d"],
+    place: Int32[Array, ""],
     start: Int32[Array, ""],
     run: Int32[Array, ""],
     size: Int32[Array, ""],
-) -> _Best:
-    """Returns the best of one device after one more block.
+) -> _Scored:
+    """Returns the scores with those of one device's block written from column `place` on.
 
     Args:
-        best: of the blocks before, whose gallery indices are lower.
+        scored: of the device.
         queries: the group.
         block: the device's block.
+        place: where its scores go.
         start: of the block in the device's run of rows.
         run: rows of a device.
         size: of the gallery; rows past it are padding.
     """
-    held, first = best.scores.shape[2], jax.lax.axis_index(_AXIS) * run + start
     scores = jnp.einsum(
         "bd,cd->bc", queries, block[0], precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
     )
-    real = first + jnp.arange(block.shape[1], dtype=jnp.int32) < size
+    real = jax.lax.axis_index(_AXIS) * run + start + jnp.arange(block.shape[1], dtype=jnp.int32) < size
     # A row with NaN or infinity makes its product with any query so: one query tells.
     unsound = jnp.any(real & ~jnp.isfinite(scores[0]))
     scores = jnp.where(scores == 0, 0.0, scores)  # -0.0 would rank below 0.0
     scores = jnp.where(real, scores, -jnp.inf)
-    # top_k puts the lower position first among equals, which is the lower index: what is held lies before the block.
-    scores, at = jax.lax.top_k(jnp.concatenate([best.scores[0], scores], axis=1), held)
+    whole = jax.lax.dynamic_update_slice(scored.scores, scores[None], (0, 0, place))
+    return _Scored(whole, scored.unsound | unsound)
+
+
+def _choose(
+    best: _Best, scored: _Scored, start: Int32[Array, ""], run: Int32[Array, ""], width: int
+) -> tuple[_Best, _Scored]:
+    """Returns the best of one device after some more blocks, and the room for the next ones.
+
+    Args:
+        best: of the blocks before, whose gallery indices are lower.
+        scored: scores of the blocks after the k first columns.
+        start: of the first block in the device's run of rows.
+        run: rows of a device.
+        width: columns that count; what lies past them is of another choice.
+    """
+    held, first = best.scores.shape[2], jax.lax.axis_index(_AXIS) * run + start
+    whole = jax.lax.dynamic_update_slice(scored.scores, best.scores, (0, 0, 0))
+    # top_k puts the lower position first among equals, which is the lower index: what is held lies before the blocks.
+    scores, at = jax.lax.top_k(whole[0, :, :width], held)
     old = jnp.take_along_axis(best.indices[0], jnp.minimum(at, held - 1), axis=1)
     indices = jnp.where(at < held, old, first + at - held)
-    return _Best(scores[None], indices[None], best.unsound | unsound)
+    return _Best(scores[None], indices[None], best.unsound | scored.unsound), _Scored(whole, scored.unsound)
 
 
 def _merge(best: _Best) -> tuple[Float32[Array, "b k"], Int32[Array, "b k"], Bool[Array, ""]]:
@@ -254,7 +310,7 @@ def _rows(rows: Float[np.ndarray, "n d"], start: int, size: int) -> Float32[np.n
     return block
 
 
-def _block_rows(n: int, most: int) -> int:
+def _block_rows(n: int, most: int, unit: int) -> int:
     """Returns how many of n rows a block has: even shares, rounded up for few distinct shapes, so few compilations."""
     share = -(-n // -(-n // most))
-    return min(most, -(-share // _ROUNDING) * _ROUNDING)
+    return min(most, -(-share // unit) * unit)

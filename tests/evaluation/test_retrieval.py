@@ -168,27 +168,32 @@ def test_a_gallery_that_the_devices_have_room_for_is_read_once(monkeypatch, room
     assert sorted(read) == sorted([64 * i for i in range(12)] * (1 if room else 3))  # 11 blocks and one of padding
 
 
-def test_groups_run_ahead_by_one_block(monkeypatch):
-    """Others take their second step while a group is at its first; no block is read before all are done with the last
-    but one."""
+def test_groups_run_ahead_by_one_choice(monkeypatch):
+    """Others take their second turn while a group is at its first; no block is read before all are done with the last
+    turn but one."""
     queries, gallery = whole_numbers(0, 40, 6), whole_numbers(1, 700, 6)
     started, done, seen, ahead = {}, [], [], threading.Event()
     programs, block, ready = retrieval._programs, retrieval._Shards.block, jax.block_until_ready
+    last_group = threading.local()
 
     def watched(mesh):
-        advance, merge = programs(mesh)
+        score, choose, merge = programs(mesh)
 
-        def start(best, group, block, row, *sizes):
-            found = advance(best, group, block, row, *sizes)
-            started[id(found)] = found, row == 0 and np.array_equal(group[0], queries[32])  # kept, so that ids differ
+        def note(scored, group, *rest):
+            last_group.here = np.array_equal(group[0], queries[32])
+            return score(scored, group, *rest)
+
+        def start(best, scored, row, *rest):
+            found, scored = choose(best, scored, row, *rest)
+            started[id(found)] = found, row == 0 and last_group.here  # kept, so that ids differ
             if row:
                 ahead.set()
-            return found
+            return found, scored
 
-        return start, merge
+        return note, start, merge
 
     def finish(found):
-        if started[id(found)][1]:  # the last group at the first block
+        if started[id(found)][1]:  # the last group at the first blocks
             assert ahead.wait(60), "the groups waited for the last one"
         done.append(ready(found))
         return found
@@ -197,14 +202,15 @@ def test_groups_run_ahead_by_one_block(monkeypatch):
         seen.append(len(done))
         return block(shards, step, last_pass)
 
+    monkeypatch.setattr(retrieval, "_CHOICE_BLOCKS", 2)
     monkeypatch.setattr(retrieval.os, "cpu_count", lambda: 4)
     monkeypatch.setattr(retrieval, "_programs", watched)
     monkeypatch.setattr(retrieval._Shards, "block", read)
     monkeypatch.setattr(jax, "block_until_ready", finish)
-    _, indices = top_k(queries, gallery, 9, SMALL, jax.devices()[:2])
+    _, indices = top_k(queries, gallery, 9, (8, 64), jax.devices()[:1])
     np.testing.assert_array_equal(indices, reference(queries, gallery, 9)[1])
-    assert len(done) == 5 * 6  # groups, blocks of a device
-    assert all(np.array(seen) >= [0, 0, 5, 10, 15, 20])
+    assert len(done) == 5 * 6  # groups, turns: of 11 blocks the last one is alone
+    assert all(np.array(seen) >= [0, 0, 0, 0, 5, 5, 10, 10, 15, 15, 20])
 
 
 def test_no_queries():
