@@ -163,11 +163,12 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The loop and the optimizer: AdamW, warm-up, cosine (paper 5.1)."""
+    """The loop and the optimizer: AdamW (or Muon), warm-up, cosine (paper 5.1)."""
 
     steps: int = 1000
     seed: int = 0
     batch_size: int = 32  # triplets per step, over all devices
+    optimizer: str = "adamw"  # the paper's | "muon": for hidden matrices, from scratch
     lr: float = 1e-5
     warmup_ratio: float = 0.05
     weight_decay: float = 0.01

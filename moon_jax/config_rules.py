@@ -27,6 +27,7 @@ def problems_of(c: Config) -> list[str]:
         ("data.on_error", data.on_error, ("raise", "skip")),
         ("data.grounding.coordinates", data.grounding.coordinates, ("absolute", "relative")),
         ("loss.kind", loss.kind, ("contrastive", "next_token")),
+        ("train.optimizer", train.optimizer, ("adamw", "muon")),
         ("eval.gallery", c.eval.gallery, ("listings", "test")),
         ("eval.candidates", c.eval.candidates, ("aspect", "title")),
         *((f"eval.tasks[{i}]", task, EVAL_TASKS) for i, task in enumerate(c.eval.tasks)),

@@ -1,4 +1,7 @@
-"""The optimizer of the paper: AdamW with warm-up and cosine decay (5.1); and which parameters it leaves alone when."""
+"""The optimizer of the paper: AdamW with warm-up and cosine decay (5.1); and which parameters it leaves alone when.
+
+Or Muon for the hidden matrices (muon.py), with the same schedule.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,6 +12,7 @@ import optax
 from jaxtyping import Array, Int
 
 from moon_jax.config import TrainConfig
+from moon_jax.training import muon
 from moon_jax.weights.source import named, nested
 
 # What each word of config.train.freeze stands for. The merger is the projector from pictures to text: it always learns.
@@ -49,25 +53,36 @@ def schedule(config: TrainConfig) -> optax.Schedule:
     )
 
 
-def optimizer(config: TrainConfig, frozen_router_steps: int = 0) -> optax.GradientTransformation:
-    """Returns clipping by the global norm followed by AdamW; norms and biases do not decay.
+def optimizer(
+    config: TrainConfig, frozen_router_steps: int = 0, axes: muon.Axes | None = None
+) -> optax.GradientTransformation:
+    """Returns clipping by the global norm followed by AdamW or Muon; norms and biases do not decay.
 
     Args:
         config: rates, decay and steps.
         frozen_router_steps: the routers join so many steps after the others: until then no update, no decay and no
             moments; their bias correction then counts from there, while the learning rate is that of all. Their
             gradients still count in the norm unless `hold_routers` takes them out.
+        axes: name -> logical axes of every parameter, for Muon.
     """
-    adam = (
-        optax.scale_by_adam(b1=config.b1, b2=config.b2),
-        optax.add_decayed_weights(config.weight_decay, mask=_decays),
-    )
+    decay = optax.add_decayed_weights(config.weight_decay, mask=_decays)
+    steps = (optax.scale_by_adam(b1=config.b1, b2=config.b2), decay)
+    rules = {"adam": optax.chain(*steps)}
+    if config.optimizer == "muon":
+        rules["muon"] = optax.chain(muon.scale_by_muon(axes), decay)
     if frozen_router_steps:
-        late = optax.conditionally_mask(optax.chain(*adam), lambda step: step >= frozen_router_steps)
-        others = lambda tree: jax.tree.map(lambda router: not router, _routers(tree))  # noqa: E731
-        adam = (optax.masked(optax.chain(*adam), others), optax.masked(late, _routers))
+        rules["late"] = optax.conditionally_mask(rules["adam"], lambda step: step >= frozen_router_steps)
+
+    def rule(path: Sequence[Any], _: Any) -> str:
+        name = "/".join(key.key for key in path)
+        if "late" in rules and _is_router(path):
+            return "late"
+        return "muon" if "muon" in rules and _is_decayed(path) and muon.is_matrix(name, axes[name]) else "adam"
+
+    if len(rules) > 1:
+        steps = (optax.partition(rules, lambda params: jax.tree_util.tree_map_with_path(rule, params)),)
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm), optax.chain(*adam, optax.scale_by_learning_rate(schedule(config)))
+        optax.clip_by_global_norm(config.clip_norm), optax.chain(*steps, optax.scale_by_learning_rate(schedule(config)))
     )
 
 
@@ -80,8 +95,16 @@ def hold_routers(gradients: Any, step: Int[Array, ""], frozen_router_steps: int)
 
 
 def _routers(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "router", params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: _is_router(path), params)
 
 
 def _decays(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: not any(word in path[-1].key for word in _VECTORS), params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: _is_decayed(path), params)
+
+
+def _is_router(path: Sequence[Any]) -> bool:
+    return path[-1].key == "router"
+
+
+def _is_decayed(path: Sequence[Any]) -> bool:
+    return not any(word in path[-1].key for word in _VECTORS)

@@ -33,7 +33,7 @@ from moon_jax.parallel.mesh import (
     shardings,
 )
 from moon_jax.training.optim import hold_routers, join, optimizer, schedule, split_frozen
-from moon_jax.weights.source import Source, place
+from moon_jax.weights.source import Source, named, place
 
 
 class TrainState(NamedTuple):
@@ -65,14 +65,15 @@ class Trainer:
         self.graphdef, self.shapes, self.specs = moon.abstract(config.model, config.moe, mesh)
         check_divisible(self.shapes, self.specs, mesh)
         check_strategy(config.moe, mesh.shape)
-        self.replicated = replicated_dimensions(self.shapes, moon.logical_axes(config.model, config.moe), mesh)
+        axes = moon.logical_axes(config.model, config.moe)
+        self.replicated = replicated_dimensions(self.shapes, axes, mesh)
         shards = batch_shards(mesh)
         if config.train.batch_size % shards:
             raise ConfigError(
                 f"config.train.batch_size {config.train.batch_size} does not divide by the {shards} batch shards "
                 f"of the mesh (data x fsdp x expert)"
             )
-        self.optimizer = optimizer(config.train, config.moe.frozen_router_steps)
+        self.optimizer = optimizer(config.train, config.moe.frozen_router_steps, named(axes))
         self.state_specs = self._state_specs()
 
     def split(self, params: Any) -> tuple[dict[str, Any], dict[str, Any]]:
