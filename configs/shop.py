@@ -24,7 +24,7 @@ def get_config(arg: str = "both"):
     c.data.title_tokens = 32
     c.data.category_tokens = 8
     c.data.attribute_tokens = 8
-    c.data.row_tokens, c.data.row_share = 192, 0.7
+    c.data.row_tokens, c.data.row_share, c.data.slot_share = 192, 0.5, 0.9
     c.model.attention = "bidirectional"
     c.model.vision.update(
         depth=2, hidden_size=128, intermediate_size=256, num_heads=4, patch_size=8, window_size=32,
@@ -39,6 +39,7 @@ def get_config(arg: str = "both"):
     c.loss.ring_warmup_ratio = 0.5
     c.train.batch_size = 32
     c.train.steps = 1600
+    c.train.optimizer = "muon"
     c.train.lr = 2e-3
     c.train.weight_decay = 0.05
     c.train.log_every = 20
