@@ -14,6 +14,7 @@ from moon_jax.parallel.mesh import AXES, abstract_mesh, batch_shards, is_spec
 from moon_jax.training.state import Trainer
 
 GIB = 2**30
+_MOMENTS = {"adamw": "AdamW", "muon": "Muon and AdamW"}
 
 
 def describe(config: Config) -> str:
@@ -64,7 +65,7 @@ def device_bytes(trainer: Trainer, shape: BatchShape) -> dict[str, int]:
     return {
         "parameters (float32)": _bytes(state.params, trainer.specs, mesh),
         "gradients (float32)": _bytes(learning, trainer.split(trainer.specs)[0], mesh),
-        "AdamW moments (float32)": _bytes(state.opt_state, specs.opt_state, mesh),
+        f"{_MOMENTS[trainer.config.train.optimizer]} moments (float32)": _bytes(state.opt_state, specs.opt_state, mesh),
         "ring": _bytes(state.ring, specs.ring, mesh),
         "batch": _batch_bytes(shape, trainer.config),
     }
