@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from moon_jax.data import whole_file
 
 _FULL, _OTHER, _DOT, _SEED = "#1f5673", "#a9c3d1", "#0b2430", "#ffffff"
+_PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # so that the dashed line passes behind a number
 
 
 def write(summary: Mapping[str, Any], path: pathlib.Path, title: str = "") -> None:
@@ -69,8 +70,9 @@ def _draw(panel: Axes, rows: Mapping[str, Any], variants: list[str], top: float)
         if len(values) > 1:
             panel.errorbar(mean, place, xerr=rows[name]["spread"], color=_DOT, linewidth=1, capsize=3)
             panel.plot(values, [place] * len(values), "o", color=_SEED, markeredgecolor=_DOT, markersize=3.5, mew=0.7)
-        panel.text(1.4 * top, place, f"{mean:.3f}", va="center", ha="right", fontsize=8, color=_DOT)
-    panel.set_xlim(0, 1.4 * top)
+        end = max(*values, mean + rows[name]["spread"]) if len(values) > 1 else mean
+        panel.text(end + 0.05 * top, place, f"{mean:.3f}", va="center", fontsize=8, color=_DOT, bbox=_PAPER)
+    panel.set_xlim(0, 1.5 * top)
     panel.set_xticks([tick for tick in MaxNLocator(4).tick_values(0, top) if 0 <= tick <= top])
     panel.set_yticks(range(len(variants)), variants, fontsize=8)
     panel.invert_yaxis()
