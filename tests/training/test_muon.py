@@ -9,7 +9,7 @@ import optax
 import pytest
 from fake_batch import fake_batch, regroup, tiny_config
 from jax.sharding import PartitionSpec as P
-from meshes import ONE, QUICK, assert_close, mesh_of, name_of
+from meshes import ONE, QUICK, assert_close, mesh_of
 
 from moon_jax.config import ConfigError, TrainConfig
 from moon_jax.parallel.mesh import place_batch
@@ -125,7 +125,6 @@ def test_hidden_matrices_have_one_moment_and_all_others_two():
     assert gate["gate"] == trainer.specs["text"]["layers"]["moe"]["gate"] != P()
 
 
-@functools.cache
 def stepped(shape):
     """Returns the parameters before and after a step of the same batch, name -> array."""
     config, mesh = config_of(), mesh_of(shape)
@@ -143,10 +142,9 @@ def stepped(shape):
     return before, {name: np.asarray(p) for name, p in named(state.params).items()}
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2, 1), (1, 2, 2, 2)], ids=name_of)
-def test_a_step_equals_that_of_one_device(shape):
+def test_a_step_where_every_axis_splits_matrices_equals_that_of_one_device():
     """While the routers, which AdamW moves, stay as they are."""
-    before, after = stepped(shape)
+    before, after = stepped((1, 2, 2, 2))
     start, expected = stepped(ONE)
     for name in MATRICES:
         np.testing.assert_array_equal(before[name], start[name])
