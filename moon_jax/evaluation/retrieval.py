@@ -26,7 +26,7 @@ _AXIS = "gallery"
 _QUERIES_UNIT = 4
 _GALLERY_UNIT = 64  # no part of a matmul kernel's tile is left over, where sums have another order: equal rows tie
 _PASS_GROUPS = 32  # groups of queries that stay on the devices while the gallery goes by
-_MOST_THREADS = 8
+_MOST_THREADS = 8  # enough that choices wait for no thread, and each holds the scores of its turn
 _CHOICE_BLOCKS = 8  # blocks scored before the best are chosen: a choice sorts what it holds, however little is new
 
 
