@@ -68,7 +68,8 @@ def problems_of(c: Config) -> list[str]:
         "train.warmup_ratio": train.warmup_ratio, "loss.ring_warmup_ratio": loss.ring_warmup_ratio,
         "data.unseen_share": data.unseen_share,
         "data.aspect_dropout": data.aspect_dropout, "data.aspect_only": data.aspect_only,
-        "data.own_picture": data.own_picture, "data.title_dropout": data.title_dropout,
+        "data.own_picture": data.own_picture, "data.augment_box": data.augment_box,
+        "data.title_dropout": data.title_dropout,
         "data.max_skipped_share": data.max_skipped_share, "train.b1": train.b1, "train.b2": train.b2,
     }  # fmt: skip
     problems += [f"config.{k} is a share and must lie in 0..1, got {v}" for k, v in shares.items() if not 0 <= v <= 1]

@@ -45,7 +45,7 @@ def pictures(
         image, box = load(ref.path), ref.box
         _check_box(ref, image.size, data)
         if augment_key is not None:
-            image, box = augment(image, box, (*augment_key, number), data.augment_area)
+            image, box = augment(image, box, (*augment_key, number), data.augment_area, data.augment_box)
         views = [(image, Role.IMAGE)]
         if data.crop and box is not None and (core := crop(image, box, data.crop_margin)) is not None:
             views.append((core, Role.CORE))

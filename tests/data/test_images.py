@@ -232,25 +232,46 @@ def test_strips_are_padded_with_white_to_the_longest_aspect(tmp_path):
     assert views.pad_to_aspect(image, 16.0) is image
 
 
-def test_augmented_views_hold_the_box_and_repeat_by_key():
-    height, width = 120, 90
-    pixels = np.full((height, width, 3), 255, np.uint8)
-    pixels[30:80, 20:55] = (200, 0, 0)  # the product: the only red
-    image, box = Image.fromarray(pixels), (20.0, 30.0, 55.0, 80.0)
+def red_extent(view):
+    """The left, top, right and bottom of what is red in a picture."""
+    pixels = np.asarray(view).astype(int)
+    rows, columns = np.nonzero(pixels[..., 0] - pixels[..., 1] > 60)
+    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+
+
+@pytest.fixture
+def red_product():
+    """A picture whose only red is the product, 35 x 50 pixels, and the product's box."""
+    pixels = np.full((120, 90, 3), 255, np.uint8)
+    pixels[30:80, 20:55] = (200, 0, 0)
+    return Image.fromarray(pixels), (20.0, 30.0, 55.0, 80.0)
+
+
+def test_augmented_views_hold_the_box_and_repeat_by_key(red_product):
+    image, box = red_product
     seen = set()
     for key in range(60):
         view, moved = views.augment(image, box, (7, key))
         again, moved_again = views.augment(image, box, (7, key))
         np.testing.assert_array_equal(view, again)
         assert moved == moved_again
-        x1, y1, x2, y2 = moved
-        inside = np.asarray(view).astype(int)
-        red = inside[..., 0] - inside[..., 1] > 60
-        rows, columns = np.nonzero(red)
-        assert (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1) == (x1, y1, x2, y2)
+        assert red_extent(view) == moved
+        assert (moved[2] - moved[0], moved[3] - moved[1]) == (35, 50)
         seen.add((view.size, moved))
     assert len(seen) > 30
-    for strange in [None, (-50.0, -9.0, 999.0, 999.0), (float("nan"), 0.0, 5.0, 5.0), (80.0, 80.0, 10.0, 10.0)]:
-        view, moved = views.augment(image, strange, (1, 2))
-        assert min(view.size) >= 2
-        assert (moved is None) == (strange is None)
+
+
+@pytest.mark.parametrize("least_box", [0.0, 0.5])
+def test_close_ups_hold_a_part_of_the_box_and_say_which(red_product, least_box):
+    image, box = red_product
+    sides, cut = [], {"top": 0, "bottom": 0}
+    for key in range(400):
+        view, moved = views.augment(image, box, (7, key), 0.05, least_box)
+        assert red_extent(view) == moved
+        sides.append((moved[2] - moved[0], moved[3] - moved[1]))
+        cut["top"] += sides[-1][1] < 50 and moved[1] == 0
+        cut["bottom"] += sides[-1][1] < 50 and moved[3] == view.height
+    assert (np.array(sides) >= np.maximum(least_box * np.array([35, 50]), 2)).all()
+    assert (np.min(sides, axis=0) < (least_box + 0.25) * np.array([35, 50])).all()
+    assert sides.count((35, 50)) > 40
+    assert min(cut.values()) > 60, cut
