@@ -127,8 +127,8 @@ class DataConfig:
     )
     augment: bool = False  # random crop, flip and light changes of the training pictures, a function of (seed, step)
     augment_area: float = 0.6  # least share of the picture that a random crop keeps
-    augment_box: float = 1.0  # least share of the product box's width and height that it keeps; below 1: close-ups
     own_picture: float = 0.0  # share of image queries whose picture is another view of the listing's own
+    own_box: float = 1.0  # least share of the product's width and height in such a view; below 1 some are close-ups
     title_dropout: float = 0.0  # share of triplets whose positive and negative have no title beside their pictures
     description: bool = False  # append an item's description to its title
     title_tokens: int = 96  # longer segments are cut, and counted

@@ -68,7 +68,7 @@ def problems_of(c: Config) -> list[str]:
         "train.warmup_ratio": train.warmup_ratio, "loss.ring_warmup_ratio": loss.ring_warmup_ratio,
         "data.unseen_share": data.unseen_share,
         "data.aspect_dropout": data.aspect_dropout, "data.aspect_only": data.aspect_only,
-        "data.own_picture": data.own_picture, "data.augment_box": data.augment_box,
+        "data.own_picture": data.own_picture, "data.own_box": data.own_box,
         "data.title_dropout": data.title_dropout,
         "data.max_skipped_share": data.max_skipped_share, "train.b1": train.b1, "train.b2": train.b2,
     }  # fmt: skip
@@ -87,6 +87,10 @@ def problems_of(c: Config) -> list[str]:
     need(
         not data.own_picture or data.augment,
         "config.data.own_picture needs config.data.augment, or the query would be the very picture of the listing",
+    )
+    need(
+        data.own_box == 1 or data.own_picture > 0,
+        "config.data.own_box is for queries by the listing's own picture: it needs config.data.own_picture",
     )
     unknown = [word for word in train.frozen if word not in FREEZE_WORDS]
     need(

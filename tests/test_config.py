@@ -47,7 +47,8 @@ def test_unknown_names_and_wrong_types_are_all_named():
         ("data", {"own_picture": 0.2}, r"config\.data\.own_picture needs config\.data\.augment"),
         ("data", {"title_dropout": 1.5}, r"config\.data\.title_dropout is a share"),
         ("data", {"title_dropout": -1.0}, r"config\.data\.title_dropout is a share"),
-        ("data", {"augment_box": 1.01}, r"config\.data\.augment_box is a share"),
+        ("data", {"own_box": 1.01}, r"config\.data\.own_box is a share"),
+        ("data", {"own_box": 0.3}, r"config\.data\.own_box .* needs config\.data\.own_picture"),
         ("data", {"augment_area": 0.0}, r"config\.data\.augment_area is 0"),
         ("data", {"augment_area": 1.2}, r"config\.data\.augment_area is 1\.2; it must lie in 0\.\.1"),
         ("moe", {"upcycle_noise": -0.1}, r"config\.moe\.upcycle_noise must not be negative"),
@@ -73,8 +74,8 @@ def test_values_that_cannot_work_are_refused(group, values, message):
 @pytest.mark.parametrize(
     ("group", "values"),
     [
-        ("data", {"own_picture": 1.0, "augment": True}),
-        ("data", {"title_dropout": 1.0, "augment_area": 1.0, "augment_box": 0.0}),
+        ("data", {"own_picture": 1.0, "augment": True, "own_box": 0.0}),
+        ("data", {"title_dropout": 1.0, "augment_area": 1.0}),
         ("moe", {"upcycle_noise": 0.01}),
         ("train", {"freeze": "vision, llm"}),
     ],

@@ -32,7 +32,7 @@ from moon_jax.weights.source import WeightsError, named
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
+def compiled_once(tmp_path_factory, quick_compilation):
     """Runs of the same settings compile the same program: the later ones take it from a folder."""
     settings = {
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),

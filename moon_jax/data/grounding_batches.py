@@ -106,7 +106,7 @@ class GroundingBatches:
         if crop_area(image.size, box, 0.0) is None:
             raise BoxError(f"{picture_files.name_of(question.image.path)}: the box {box} holds nothing of the picture")
         if data.augment:
-            image, box = augment(image, box, key, data.augment_area, data.augment_box)
+            image, box = augment(image, box, key, data.augment_area)
         answer = Frame.of(image.size, data, vision).to_model(box, data.grounding.coordinates)
         picture = grounding.see(image, data, vision)
         prompt = grounding.ask(picture, question.title, self.tokenizer, data, vision, answer)

@@ -26,7 +26,11 @@ class BoxError(DataError):
 
 
 def pictures(
-    document: Document, data: DataConfig, vision: VisionConfig, augment_key: Sequence[int] | None = None
+    document: Document,
+    data: DataConfig,
+    vision: VisionConfig,
+    augment_key: Sequence[int] | None = None,
+    least_box: float = 1.0,
 ) -> list[Picture]:
     """Returns the pictures of a document in order, each followed by the crop of its box where that is usable.
 
@@ -34,7 +38,7 @@ def pictures(
       document: its `images`.
       data: `crop`, `crop_margin`, `on_error` and the pixel budget.
       vision: sizes of patches.
-      augment_key: see `augment`; None leaves the pictures as they are.
+      augment_key, least_box: see `augment`; None as the key leaves the pictures as they are.
 
     Raises:
       ImageError: names the picture that cannot be read.
@@ -45,7 +49,7 @@ def pictures(
         image, box = load(ref.path), ref.box
         _check_box(ref, image.size, data)
         if augment_key is not None:
-            image, box = augment(image, box, (*augment_key, number), data.augment_area, data.augment_box)
+            image, box = augment(image, box, (*augment_key, number), data.augment_area, least_box)
         views = [(image, Role.IMAGE)]
         if data.crop and box is not None and (core := crop(image, box, data.crop_margin)) is not None:
             views.append((core, Role.CORE))

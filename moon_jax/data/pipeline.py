@@ -194,7 +194,8 @@ class TrainBatches:
             item_document(row.negative, data, **form),
         ]
         keys = [self.sampler.augment_key(step, index, part) if data.augment else None for part in range(3)]
-        loaded = [images.pictures(d, data, vision, key) for d, key in zip(documents, keys, strict=True)]
+        least_box = (data.own_box if row.own_picture else 1.0, 1.0, 1.0)
+        loaded = [images.pictures(d, data, vision, *view) for d, *view in zip(documents, keys, least_box, strict=True)]
         encoded = [encode(d, self.tokenizer, p, data, vision) for d, p in zip(documents, loaded, strict=True)]
         for document, made in zip(documents, loaded, strict=True):
             tally.add_unused_boxes(images.unused_boxes(document.images, made, data), row.triplet.id)

@@ -36,6 +36,7 @@ class Row(NamedTuple):
     modality: str  # of the query, one of documents.MODALITIES
     query: Query  # the triplet's own, or with the picture of the positive in the place of its own
     form: Form
+    own_picture: bool = False  # whether that is so
 
 
 def quotas(batch_size: int, mix: Sequence[int]) -> tuple[int, ...]:
@@ -132,9 +133,10 @@ class Sampler:
         )
         if only < data.aspect_only and aspects_differ(*pair):
             form = Form(aspects=True, title=False, images=False)
-        if own < data.own_picture and modality == "image" and form.images and triplet.positive.images:
+        own_picture = bool(own < data.own_picture and modality == "image" and form.images and triplet.positive.images)
+        if own_picture:
             query = dataclasses.replace(query, image=triplet.positive.images[0])
-        return Row(triplet, negative, modality, query, form)
+        return Row(triplet, negative, modality, query, form, own_picture)
 
     def _some_negative(self, step: int, row: int, positive: Product) -> Product:
         """Returns another training product, of the same category as deep as there is one."""

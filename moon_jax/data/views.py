@@ -73,7 +73,9 @@ def augment(
     width, height = image.size
     x1, y1, x2, y2 = clamp(box, width, height) if box is not None else (0.0, 0.0, 0.0, 0.0)
     area, aspect = rng.uniform(least, 1.0), math.exp(rng.uniform(-1, 1) * math.log(4 / 3))
-    kept = (x1, y1, x2, y2) if least_box == 1 else _part(rng, (x1, y1, x2, y2), least_box)
+    kept = (x1, y1, x2, y2)
+    if box is not None and least_box < 1:
+        kept = _part(rng, kept, least_box)
     first, last = (math.floor(kept[0]), math.floor(kept[1])), (math.ceil(kept[2]), math.ceil(kept[3]))
     w = min(width, max(last[0] - first[0], MIN_CROP_PX, round(width * math.sqrt(area * aspect))))
     h = min(height, max(last[1] - first[1], MIN_CROP_PX, round(height * math.sqrt(area / aspect))))

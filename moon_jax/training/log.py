@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 import tqdm
 
 from moon_jax.data import whole_file
@@ -40,6 +39,8 @@ class Log:
         self._timed_step, self._timed_from = start_step, time.perf_counter()  # the first interval holds the compilation
         if not self._writes:
             return
+        import tensorboardX  # imports torch where that is installed, which takes seconds
+
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / "metrics.jsonl"

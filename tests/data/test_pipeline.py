@@ -150,6 +150,22 @@ def test_augmentation_changes_pictures_with_the_step_only(dataset, tokens):
     assert_same(moved[1].arrays, make(dataset, tokens, with_data(augment=True))[1].arrays)
 
 
+def test_only_queries_by_the_listing_s_own_picture_are_close_ups(dataset, tokens):
+    settings = {"augment": True, "augment_area": 0.2, "own_picture": 0.5, "modality_mix": (1, 0, 0)}
+    whole, close = (make(dataset, tokens, with_data(own_box=share, **settings)) for share in (1.0, 0.0))
+    changed = []
+    for step in range(3):
+        rows = close.sampler.rows(step)[0]
+        a, b = whole[step].arrays, close[step].arrays
+        for name in ("positive", "negative"):
+            assert documents_of(a, name) == documents_of(b, name)
+        same = [x == y for x, y in zip(documents_of(a, "query"), documents_of(b, "query"), strict=True)]
+        assert all(same[i] for i, row in enumerate(rows) if not row.own_picture or row.query.image.box is None)
+        changed += [not same[i] for i, row in enumerate(rows) if row.own_picture and row.query.image.box is not None]
+    assert len(changed) > 3
+    assert np.mean(changed) > 0.5
+
+
 def test_a_shape_too_small_names_its_setting(dataset, tokens):
     with pytest.raises(packing.PackingError, match=r"config\.data\.rows"):
         make(dataset, tokens, with_data(rows=2))[0]

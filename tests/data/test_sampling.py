@@ -152,6 +152,7 @@ def test_missing_titles_and_the_listing_s_own_picture_have_their_shares():
     own = [row for row in rows if row.query != row.triplet.query]
     by_image = [row for row in rows if row.modality == "image"]
     assert abs(len(own) / len(by_image) - 0.4) < 0.03
+    assert [row.own_picture for row in rows] == [row.query != row.triplet.query for row in rows]
     assert all(row.modality == "image" and row.query.image == row.triplet.positive.images[0] for row in own)
     assert not any(row.triplet.positive is blind for row in (*untitled, *own))
 
