@@ -38,7 +38,8 @@ def pictures(
       document: its `images`.
       data: `crop`, `crop_margin`, `on_error` and the pixel budget.
       vision: sizes of patches.
-      augment_key, least_box: see `augment`; None as the key leaves the pictures as they are.
+      augment_key: the `key` of `augment`; None leaves the pictures as they are.
+      least_box: see `augment`.
 
     Raises:
       ImageError: names the picture that cannot be read.
