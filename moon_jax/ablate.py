@@ -187,11 +187,9 @@ def _finished(path: pathlib.Path, config: Config) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    before, now = (train.flat(values) for values in (found["config"], json.loads(json.dumps(to_dict(config)))))
-    free = ("mesh.", "model.remat", "model.attention_impl", "data.workers", "data.prefetch", "data.path")
-    changed = [key for key in sorted(before | now) if before.get(key) != now.get(key) and not key.startswith(free)]
-    if changed:
-        said = "\n".join(f"  - config.{key} was {before.get(key)!r}, is {now.get(key)!r}" for key in changed)
+    free = ("mesh", "model.remat", "model.attention_impl", "data.workers", "data.prefetch", "data.path")
+    if changed := train.changes(found["config"], to_dict(config), free):
+        said = "\n".join(f"  - {change}" for change in changed)
         raise ConfigError(f"{path.parent} was trained with other settings (choose another --workdir):\n{said}")
     return found
 

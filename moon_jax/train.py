@@ -22,7 +22,7 @@ import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -237,12 +237,7 @@ def _train_tokenizer(folder: pathlib.Path, dataset: Dataset, vocab_size: int) ->
 
 def _check_same_run(saved: dict[str, Any], meta: dict[str, Any], folder: Any) -> None:
     now = json.loads(json.dumps(meta))
-    before, after = flat(saved["config"]), flat(now["config"])
-    problems = [
-        f"config.{name} was {before.get(name)!r}, is {after.get(name)!r}"
-        for name in sorted(before | after)
-        if before.get(name) != after.get(name) and not any(f"{name}.".startswith(f"{free}.") for free in _FREE)
-    ]
+    problems = changes(saved["config"], now["config"], _FREE)
     problems += [f"the {name} changed" for name in ("data", "tokenizer") if saved[name] != now[name]]
     if (saved.get("weights") or {}).get("fingerprint") != (now["weights"] or {}).get("fingerprint"):
         problems.append(
@@ -254,6 +249,23 @@ def _check_same_run(saved: dict[str, Any], meta: dict[str, Any], folder: Any) ->
             f"{folder} holds another run, so it cannot be resumed (choose another --workdir):\n"
             + "\n".join(f"  - {p}" for p in problems)
         )
+
+
+def changes(saved: dict[str, Any], now: dict[str, Any], free: Sequence[str]) -> list[str]:
+    """Returns what differs between two configs as nested dicts, a text for each setting.
+
+    Args:
+        saved: the older one; a setting that its version of moon_jax did not have yet was at what is its default now.
+        now: the newer one.
+        free: names of settings and of groups of them that may differ.
+    """
+    before, after, default = (flat(json.loads(json.dumps(c))) for c in (saved, now, to_dict(Config())))
+    before = {name: default[name] for name in after if name in default} | before
+    return [
+        f"config.{name} was {before.get(name)!r}, is {after.get(name)!r}"
+        for name in sorted(before | after)
+        if before.get(name) != after.get(name) and not any(f"{name}.".startswith(f"{word}.") for word in free)
+    ]
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -138,6 +138,20 @@ def test_what_is_done_is_not_done_again_and_seeds_and_variants_can_be_added(trai
     assert folders == ["no_moe/seed7", "no_moe/seed8", "full/seed9", "no_crop/seed9", "no_moe/seed9"]
 
 
+def test_a_run_of_an_older_version_had_the_defaults_of_newer_settings(trained, tmp_path):
+    ablate.run(ablate.plan(base(), "full"), 1, tmp_path)
+    path = tmp_path / "full" / "seed0" / "result.json"
+    found = json.loads(path.read_text())
+    assert found["config"]["data"].pop("own_box") == 1.0
+    path.write_text(json.dumps(found))
+    trained.clear()
+    ablate.run(ablate.plan(base(), "full"), 1, tmp_path)
+    assert trained == []
+    other = base(data__own_box=0.5, data__own_picture=0.5, data__augment=True)
+    with pytest.raises(ConfigError, match=r"data\.own_box was 1\.0, is 0\.5"):
+        ablate.run(ablate.plan(other, "full"), 1, tmp_path)
+
+
 def test_a_run_with_other_settings_is_refused_before_anything_is_trained(trained, tmp_path):
     ablate.run(ablate.plan(base(), "full,no_crop"), 1, tmp_path)
     trained.clear()
