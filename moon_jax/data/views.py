@@ -98,5 +98,5 @@ def _part(rng: np.random.Generator, box: Box, share: float) -> Box:
     """Returns a random part of a box with `share` of its width and height, or `MIN_CROP_PX` where that is more."""
     x1, y1, x2, y2 = box
     w, h = (min(side, max(MIN_CROP_PX, share * side)) for side in (x2 - x1, y2 - y1))
-    left, top = rng.uniform(x1, x2 - w), rng.uniform(y1, y2 - h)
-    return left, top, left + w, top + h
+    left, top = x1 + rng.uniform(0, x2 - x1 - w), y1 + rng.uniform(0, y2 - y1 - h)
+    return left, top, min(left + w, x2), min(top + h, y2)

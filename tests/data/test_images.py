@@ -275,3 +275,33 @@ def test_close_ups_hold_a_part_of_the_box_and_say_which(red_product, least_box):
     assert (np.min(sides, axis=0) < (least_box + 0.25) * np.array([35, 50])).all()
     assert sides.count((35, 50)) > 40
     assert min(cut.values()) > 60, cut
+
+
+@pytest.mark.parametrize("least_box", [0.0, 0.3, 0.99])
+def test_close_ups_of_boxes_of_every_size_and_place_show_a_usable_part(least_box):
+    rng, usable = np.random.default_rng(0), 0
+    for key in range(1000):
+        width, height = (int(x) for x in rng.integers(1, 80, 2))
+        x1, y1 = rng.uniform(-20, width), rng.uniform(-20, height)
+        x2, y2 = x1 + rng.choice([rng.uniform(0, 4), 30, 200]), y1 + rng.choice([rng.uniform(0, 4), 30, 200])
+        box = (x1, y1, x2, y2)
+        white = Image.new("RGB", (width, height), (255, 255, 255))
+        view, moved = views.augment(white, box, (1, key), rng.choice([0.01, 0.35, 1.0]), least_box)
+        assert np.asarray(view).min() > 60, "black is what lies outside"
+        if views.crop_area(white.size, box, 0.0) is not None:
+            usable += 1
+            assert views.crop_area(view.size, moved, 0.0) is not None
+    assert usable > 200
+    # x2 - (x2 - x1) is less than x1 here.
+    box = (53.72060968446292, 0.4022176624419088, 55.18815526440101, 2.0353671765307517)
+    view, moved = views.augment(Image.new("RGB", (57, 37)), box, (1, 0), 0.35, least_box)
+    np.testing.assert_allclose(np.subtract(moved[2:], moved[:2]), np.subtract(box[2:], box[:2]))
+
+
+@pytest.mark.parametrize("least_box", [0.0, 0.5, 1.0])
+def test_views_of_pictures_whose_box_is_none_or_strange(red_product, least_box):
+    image, _ = red_product
+    for strange in [None, (-50.0, -9.0, 999.0, 999.0), (float("nan"), 0.0, 5.0, 5.0), (80.0, 80.0, 10.0, 10.0)]:
+        view, moved = views.augment(image, strange, (1, 2), 0.05, least_box)
+        assert min(view.size) >= 2
+        assert (moved is None) == (strange is None)
