@@ -38,6 +38,7 @@ from moon_jax.command_flags import CommandFlags
 from moon_jax.config import Config, ConfigError, TrainConfig, to_dict
 from moon_jax.config_ablations import FULL, variants
 from moon_jax.data import sources, whole_file
+from moon_jax.data.identity import differences
 from moon_jax.evaluation import ablation, ablation_figure
 from moon_jax.evaluation.choices import TASKS
 from moon_jax.parallel.agreement import STOPPED
@@ -188,8 +189,7 @@ def _finished(path: pathlib.Path, config: Config) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     free = ("mesh", "model.remat", "model.attention_impl", "data.workers", "data.prefetch", "data.path")
-    if changed := train.changes(found["config"], to_dict(config), free):
-        said = "\n".join(f"  - {change}" for change in changed)
+    if said := differences(*(train.compared(settings, free) for settings in (found["config"], to_dict(config)))):
         raise ConfigError(f"{path.parent} was trained with other settings (choose another --workdir):\n{said}")
     return found
 

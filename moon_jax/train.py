@@ -34,6 +34,7 @@ from moon_jax.command_flags import CommandFlags
 from moon_jax.config import Config, ConfigError, resolve, to_dict
 from moon_jax.data import catalogue, tokenizer, whole_file
 from moon_jax.data.grounding_batches import GroundingBatches
+from moon_jax.data.identity import differences
 from moon_jax.data.pipeline import HOST_COUNTS, TrainBatches, stream
 from moon_jax.data.records import DataError, Dataset, training_texts
 from moon_jax.evaluation import expert_load, grounding, tasks
@@ -237,35 +238,33 @@ def _train_tokenizer(folder: pathlib.Path, dataset: Dataset, vocab_size: int) ->
 
 def _check_same_run(saved: dict[str, Any], meta: dict[str, Any], folder: Any) -> None:
     now = json.loads(json.dumps(meta))
-    problems = changes(saved["config"], now["config"], _FREE)
-    problems += [f"the {name} changed" for name in ("data", "tokenizer") if saved[name] != now[name]]
+    problems = differences(*(compared(run["config"], _FREE) for run in (saved, now))).splitlines()
+    problems += [f"  - the {name} changed" for name in ("data", "tokenizer") if saved[name] != now[name]]
     if (saved.get("weights") or {}).get("fingerprint") != (now["weights"] or {}).get("fingerprint"):
         problems.append(
-            "config.model.path has other weights than those that the run started from; going on needs none of them, so "
-            "that the folder may be absent"
+            "  - config.model.path has other weights than those that the run started from; going on needs none of "
+            "them, so that the folder may be absent"
         )
     if problems:
         raise ConfigError(
-            f"{folder} holds another run, so it cannot be resumed (choose another --workdir):\n"
-            + "\n".join(f"  - {p}" for p in problems)
+            "\n".join([f"{folder} holds another run, so it cannot be resumed (choose another --workdir):", *problems])
         )
 
 
-def changes(saved: dict[str, Any], now: dict[str, Any], free: Sequence[str]) -> list[str]:
-    """Returns what differs between two configs as nested dicts, a text for each setting.
+def compared(config: dict[str, Any], free: Sequence[str]) -> dict[str, Any]:
+    """Returns the settings that must be those of a run to go on with it, {"config.train.lr": 0.001, ...}.
 
     Args:
-        saved: the older one; a setting that its version of moon_jax did not have yet was at what is its default now.
-        now: the newer one.
+        config: nested; a setting that it lacks, as its version of moon_jax did not have it yet, was at its default.
         free: names of settings and of groups of them that may differ.
     """
-    before, after, default = (flat(json.loads(json.dumps(c))) for c in (saved, now, to_dict(Config())))
-    before = {name: default[name] for name in after if name in default} | before
-    return [
-        f"config.{name} was {before.get(name)!r}, is {after.get(name)!r}"
-        for name in sorted(before | after)
-        if before.get(name) != after.get(name) and not any(f"{name}.".startswith(f"{word}.") for word in free)
-    ]
+    default, given = (flat(json.loads(json.dumps(values))) for values in (to_dict(Config()), config))
+    settings = sorted((default | given).items())
+    return {
+        f"config.{name}": value
+        for name, value in settings
+        if not any(f"{name}.".startswith(f"{word}.") for word in free)
+    }
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Row(NamedTuple):
     modality: str  # of the query, one of documents.MODALITIES
     query: Query  # the triplet's own, or with the picture of the positive in the place of its own
     form: Form
-    own_picture: bool = False  # whether that is so
+    own_picture: bool  # whether it has that of the positive
 
 
 def quotas(batch_size: int, mix: Sequence[int]) -> tuple[int, ...]:
